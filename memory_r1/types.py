@@ -1,0 +1,203 @@
+"""The vocabulary: turn, fact, entry, operation, journal row, answer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+Style = Literal["instruct", "compact"]
+"""How prompts are written: full instructions for chat models, or the tiny model's short form."""
+
+
+def as_utc(moment: datetime) -> datetime:
+    """The same moment with a time zone; a moment without one is taken as UTC."""
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Whose memory it is. Nothing is ever shared between owners."""
+
+    user_id: str
+    agent_id: str = ""
+    run_id: str = ""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One thing said by one speaker."""
+
+    speaker: str
+    text: str
+    said: datetime | None = None
+    """When it was said (UTC)."""
+    id: str = ""
+    """Names the turn in its dialogue, e.g. "D3:11"; evidence and citations point to it."""
+    caption: str = ""
+    """What a shared picture shows, if there was one."""
+    role: str = "user"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One statement worth remembering, extracted from a turn."""
+
+    text: str
+    quote: str = ""
+    """The words of the turn that say so."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One memory, as it reads in one version. UPDATE keeps the id and counts the version up."""
+
+    id: str
+    """Opaque, sorts by time of creation; models see labels 0..k-1 instead."""
+    text: str
+    owner: Owner
+    stored: datetime
+    """When this version was written (UTC)."""
+    speaker: str = ""
+    sources: tuple[str, ...] = ()
+    """Ids of the turns it rests on, oldest first."""
+    quote: str = ""
+    said: datetime | None = None
+    """When the (latest) source turn was said."""
+    happened: tuple[datetime, datetime] | None = None
+    """From and to when what it tells was so, where known."""
+    superseded: datetime | None = None
+    """When it stopped being believed; None while it is current."""
+    version: int = 1
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Add:
+    """Remember something new."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Update:
+    """Change what an entry says and keep its id."""
+
+    entry_id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Delete:
+    """Stop believing an entry; it leaves search and stays in the history."""
+
+    entry_id: str
+
+
+@dataclass(frozen=True)
+class Noop:
+    """Change nothing: the fact is known, or not worth keeping."""
+
+
+MemoryOp = Add | Update | Delete | Noop
+OpName = Literal["ADD", "UPDATE", "DELETE", "NOOP", "UNDO"]
+
+
+@dataclass(frozen=True)
+class JournalRow:
+    """What one operation did, why, and what it rested on."""
+
+    id: str
+    """Sorts by time."""
+    owner: Owner
+    op: OpName
+    at: datetime
+    entry_id: str = ""
+    """Empty for a NOOP that concerns no entry."""
+    before: Entry | None = None
+    after: Entry | None = None
+    turn_id: str = ""
+    """Id of the stored message that caused it."""
+    reason: str = ""
+    model: str = ""
+    prompt_hash: str = ""
+    undone: bool = False
+    """True once a later UNDO row has taken it back."""
+
+
+MessageState = Literal["pending", "done", "deferred"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """A raw turn as it was received, kept whatever the models do."""
+
+    id: str
+    owner: Owner
+    turn: Turn
+    received: datetime
+    state: MessageState = "pending"
+    error: str = ""
+    """Why it is deferred."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An entry found by search, with its fused score and the signals it came from."""
+
+    entry: Entry
+    score: float
+    signals: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the Answer Agent said and the entries it named as its reasons."""
+
+    text: str
+    used: tuple[Entry, ...] = ()
+    retrieved: tuple[Entry, ...] = ()
+    known: bool = True
+    """False when the memory does not hold the answer."""
+    model: str = ""
+    prompt_hash: str = ""
+    note: str = ""
+    """What a reader should know about how it was made, e.g. that no model is configured."""
+    latency: Mapping[str, float] = field(default_factory=dict)
+    """Seconds per component: search, answer."""
+    tokens: tuple[int, int] = (0, 0)
+    """Prompt and completion tokens."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model is shown: (role, content) messages, roles system, user, assistant."""
+
+    messages: tuple[tuple[str, str], ...]
+
+    @property
+    def text(self) -> str:
+        """All contents in order, for models without a chat template."""
+        return "\n\n".join(content for _, content in self.messages)
+
+    @property
+    def hash(self) -> str:
+        """Twelve hex digits that name this prompt."""
+        return hashlib.sha256(repr(self.messages).encode("utf-8", "replace")).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model replied."""
+
+    text: str
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    finished: bool = True
+    """False when it was cut off at the token limit."""
+
+
+NOT_MENTIONED = "not mentioned"
+"""The answer when the memory does not know (LoCoMo's own phrase)."""
