@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
+from memory_r1.errors import ConfigError, ModelUnavailable
 from memory_r1.types import Completion, Prompt, Style
 
 
@@ -35,3 +37,65 @@ class Agents:
     extract: LLM | None = None
     manage: LLM | None = None
     answer: LLM | None = None
+
+
+Role = Literal["extract", "manage", "answer"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One question to one role's model, asked by a conversation."""
+
+    role: Role
+    prompt: Prompt
+    max_tokens: int = 512
+    schema: Mapping[str, Any] | None = None
+
+
+T = TypeVar("T")
+Conversation = Generator[Call, Completion, T]
+"""Code that yields calls and is sent completions. Serving drives one at a time, training and
+benchmarks drive hundreds in step, so that the same code path is batched."""
+
+
+def drive(conversations: Sequence[Conversation[T]], agents: Agents) -> list[T]:
+    """Run conversations to their end, with one batched `complete` per role and round.
+
+    A model that can't be reached is thrown into the conversations that asked it; what they
+    don't catch is raised here.
+    """
+    results: dict[int, T] = {}
+    pending: dict[int, Call] = {}
+
+    def advance(i: int, step: Callable[[], Call]) -> None:
+        try:
+            pending[i] = step()
+        except StopIteration as stop:
+            results[i] = stop.value
+
+    for i, conversation in enumerate(conversations):
+        advance(i, lambda c=conversation: next(c))
+    while pending:
+        rounds: dict[tuple[Any, ...], list[int]] = {}
+        for i, call in pending.items():
+            key = (call.role, call.max_tokens, json.dumps(call.schema, sort_keys=True))
+            rounds.setdefault(key, []).append(i)
+        asked, pending = pending, {}
+        for members in rounds.values():
+            first = asked[members[0]]
+            llm = getattr(agents, first.role)
+            if llm is None:
+                raise ConfigError(f"no model plays the role {first.role!r}")
+            try:
+                replies = llm.complete(
+                    [asked[i].prompt for i in members],
+                    max_tokens=first.max_tokens,
+                    schema=first.schema,
+                )
+            except ModelUnavailable as error:
+                for i in members:
+                    advance(i, lambda c=conversations[i], e=error: c.throw(e))
+                continue
+            for i, reply in zip(members, replies, strict=True):
+                advance(i, lambda c=conversations[i], r=reply: c.send(r))
+    return [results[i] for i in range(len(conversations))]
