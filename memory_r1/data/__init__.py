@@ -1,0 +1,161 @@
+"""a benchmark file -> dialogues with their questions, and a report of all that was irregular."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from memory_r1.errors import DataError
+from memory_r1.types import Turn
+
+Split = Literal["train", "validation", "test"]
+
+CATEGORIES: Mapping[int, str] = {
+    1: "multi-hop",
+    2: "temporal",
+    3: "open-domain",
+    4: "single-hop",
+    5: "adversarial",
+}
+"""LoCoMo's own names. Several papers swap them, so every table prints the number too."""
+
+ADVERSARIAL = 5
+
+
+@dataclass(frozen=True)
+class Session:
+    """One sitting of a dialogue."""
+
+    number: int
+    date: datetime | None
+    """When it began (UTC)."""
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a dialogue with its right answer."""
+
+    id: str
+    dialogue_id: str
+    text: str
+    answer: str
+    """The gold answer; `memory_r1.types.NOT_MENTIONED` where the dialogue doesn't tell."""
+    evidence: tuple[str, ...]
+    """Ids of the turns that hold the answer, in dialogue order."""
+    category: int
+    """A key of `CATEGORIES`."""
+    accepted: tuple[str, ...] = ()
+    """Further right answers."""
+    kind: str = ""
+    """World files: "new" (known words) or "unseen"."""
+    phenomenon: str = ""
+    """World files: the skill it tests, e.g. "overwrite"."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """What else the record holds, e.g. `adversarial_answer`."""
+
+    @property
+    def golds(self) -> tuple[str, ...]:
+        """The gold answer, then the further accepted ones."""
+        return (self.answer, *self.accepted)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A ready-made fact about a dialogue, with the turns it comes from."""
+
+    speaker: str
+    text: str
+    sources: tuple[str, ...]
+    session: int
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """Some sessions between two speakers, and questions about them. One dialogue is one owner."""
+
+    id: str
+    speakers: tuple[str, ...]
+    sessions: tuple[Session, ...]
+    questions: tuple[Question, ...] = ()
+    observations: tuple[Observation, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """World files: the generator's own notes, under "world"."""
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """All turns, oldest first."""
+        return tuple(turn for session in self.sessions for turn in session.turns)
+
+    @property
+    def split(self) -> Split:
+        """Which part of the benchmark it belongs to."""
+        return split_of(self.id)
+
+
+@dataclass(frozen=True)
+class Irregularity:
+    """One thing in a file that isn't as its format says, and what was made of it."""
+
+    record: str
+    """E.g. "conv-26 qa #37"."""
+    seen: str
+    mend: str
+
+    def __str__(self) -> str:
+        return f"{self.record}: {self.seen}; {self.mend}"
+
+
+@dataclass
+class Report:
+    """Collects irregularities while a file is read."""
+
+    irregularities: list[Irregularity] = field(default_factory=list)
+
+    def add(self, record: str, seen: str, mend: str) -> None:
+        """Note one irregularity."""
+        self.irregularities.append(Irregularity(record, seen, mend))
+
+
+def split_of(dialogue_id: str) -> Split:
+    """LoCoMo by conversation, as the paper splits it; all other dialogues are test."""
+    match dialogue_id:
+        case "conv-26":
+            return "train"
+        case "conv-30":
+            return "validation"
+        case _:
+            return "test"
+
+
+def scored(dialogues: Iterable[Dialogue], adversarial: bool = False) -> list[Question]:
+    """The questions that count.
+
+    LoCoMo's category 5 is left out, as in the paper, unless `adversarial`; the world's
+    unanswerable questions (they have a `kind`) always count.
+    """
+    return [
+        question
+        for dialogue in dialogues
+        for question in dialogue.questions
+        if adversarial or question.kind or question.category != ADVERSARIAL
+    ]
+
+
+def load(
+    path: str | Path, format: str | None = None, report: Report | None = None
+) -> list[Dialogue]:
+    """Read a benchmark file.
+
+    format: "locomo" (which the world's files are too); None looks at the file.
+    report: receives the irregularities met; None drops them.
+    Raises DataError when the file is missing, is something else, or a record can't be mended.
+    """
+    from memory_r1.data import locomo
+
+    if format not in (None, "locomo"):
+        raise DataError(f"unknown data format {format!r}; known: 'locomo'")
+    return locomo.load(Path(path), Report() if report is None else report)
