@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from memory_r1.errors import DataError
 from memory_r1.types import Turn
@@ -159,3 +160,72 @@ def load(
     if format not in (None, "locomo"):
         raise DataError(f"unknown data format {format!r}; known: 'locomo'")
     return locomo.load(Path(path), Report() if report is None else report)
+
+
+def describe(path: str | Path, format: str | None = None) -> dict[str, Any]:
+    """What a file holds, ready for JSON: counts per dialogue, category and split, irregularities.
+
+    Raises DataError as `load` does. `table` prints it.
+    """
+    report = Report()
+    dialogues = load(path, format, report)
+    return {
+        "file": str(path),
+        "dialogues": [
+            {
+                "id": dialogue.id,
+                "split": dialogue.split,
+                "speakers": list(dialogue.speakers),
+                "sessions": len(dialogue.sessions),
+                "turns": len(dialogue.turns),
+                "questions": len(dialogue.questions),
+                "scored": len(scored([dialogue])),
+                "with_evidence": sum(bool(q.evidence) for q in scored([dialogue])),
+                "observations": len(dialogue.observations),
+            }
+            for dialogue in dialogues
+        ],
+        "categories": _count(f"{q.category} {CATEGORIES[q.category]}" for q in _asked(dialogues)),
+        "phenomena": _count(q.phenomenon for q in _asked(dialogues) if q.phenomenon),
+        "splits": {
+            split: {
+                "dialogues": sum(d.split == split for d in dialogues),
+                "scored": len(scored(d for d in dialogues if d.split == split)),
+            }
+            for split in get_args(Split)
+        },
+        "irregularities": [vars(irregularity) for irregularity in report.irregularities],
+    }
+
+
+def table(description: Mapping[str, Any]) -> str:
+    """The text form of what `describe` returns."""
+    columns = ("sessions", "turns", "questions", "scored", "with_evidence", "observations")
+    dialogues = description["dialogues"]
+    total = {"id": "total", "split": "", **{c: sum(d[c] for d in dialogues) for c in columns}}
+    width = max(len(d["id"]) for d in [*dialogues, total])
+    lines = [f"{'dialogue':{max(width, 8)}}  {'split':10}  " + "  ".join(columns)]
+    for row in [*dialogues, total]:
+        cells = "  ".join(f"{row[column]:>{len(column)},}" for column in columns)
+        lines.append(f"{row['id']:{max(width, 8)}}  {row['split']:10}  {cells}")
+    for name in ("categories", "phenomena"):
+        if description[name]:
+            counts = (f"{key}: {count:,}" for key, count in description[name].items())
+            lines += ["", f"questions by {name}:  " + "   ".join(counts)]
+    splits = (
+        f"{split}: {part['scored']:,} in {part['dialogues']} dialogues"
+        for split, part in description["splits"].items()
+    )
+    lines += ["", "scored questions by split:  " + "   ".join(splits), ""]
+    irregularities = description["irregularities"]
+    lines.append(f"{len(irregularities)} irregular records")
+    lines += [f"  {one['record']}: {one['seen']}; {one['mend']}" for one in irregularities]
+    return "\n".join(lines)
+
+
+def _asked(dialogues: Iterable[Dialogue]) -> list[Question]:
+    return [question for dialogue in dialogues for question in dialogue.questions]
+
+
+def _count(names: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(names).items()))

@@ -79,7 +79,8 @@ class Index:
 
     def spoken_by(self, speaker: str) -> Mask:
         """(n,) True for the entries of this speaker."""
-        return self._rows.view[:, 2] == self._speaker_codes.get(speaker, -1)
+        mask: Mask = self._rows.view[:, 2] == self._speaker_codes.get(speaker, -1)
+        return mask
 
     def put(self, entry: Entry, vector: ArrayLike) -> None:
         """Insert an entry, or replace the one with its id.
