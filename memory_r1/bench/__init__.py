@@ -1,0 +1,1 @@
+"""Benchmarks: play a system over dialogues, score its answers, print the tables."""
