@@ -174,7 +174,7 @@ def aggregate(
 
 
 class PolicyLoss(NamedTuple):
-    """The clipped loss and its two gauges; over micro-batches all three add up."""
+    """The clipped loss and two gauges, averaged as it is; over micro-batches all three add up."""
 
     loss: Tensor
     """Scalar, the only field with a gradient."""
