@@ -141,6 +141,8 @@ class Message:
     state: MessageState = "pending"
     error: str = ""
     """Why it is deferred."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """What the caller attached, JSON; kept with every entry the message leads to."""
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from memory_r1.errors import ConfigError, ModelUnavailable
+from memory_r1.llm.scripted import ScriptedLLM
 from memory_r1.types import Completion, Prompt, Style
+
+__all__ = ["LLM", "Agents", "Call", "Conversation", "Role", "ScriptedLLM", "drive"]
 
 
 @runtime_checkable
@@ -74,7 +78,7 @@ def drive(conversations: Sequence[Conversation[T]], agents: Agents) -> list[T]:
             results[i] = stop.value
 
     for i, conversation in enumerate(conversations):
-        advance(i, lambda c=conversation: next(c))
+        advance(i, partial(next, conversation))
     while pending:
         rounds: dict[tuple[Any, ...], list[int]] = {}
         for i, call in pending.items():
@@ -94,8 +98,8 @@ def drive(conversations: Sequence[Conversation[T]], agents: Agents) -> list[T]:
                 )
             except ModelUnavailable as error:
                 for i in members:
-                    advance(i, lambda c=conversations[i], e=error: c.throw(e))
+                    advance(i, partial(conversations[i].throw, error))
                 continue
             for i, reply in zip(members, replies, strict=True):
-                advance(i, lambda c=conversations[i], r=reply: c.send(r))
+                advance(i, partial(conversations[i].send, reply))
     return [results[i] for i in range(len(conversations))]

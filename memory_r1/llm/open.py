@@ -1,0 +1,99 @@
+"""The name of a model, a file or a service -> the agents that play the roles."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.resources import files
+from pathlib import Path
+from typing import get_args
+
+from memory_r1.errors import ConfigError, DataError
+from memory_r1.llm import LLM, Agents, Role
+
+BUNDLED = ("tiny", "tiny-base")
+"""The models inside this package."""
+ROLES_FILE = "agents.json"
+"""In the folder of a training run: which model plays which role."""
+
+
+def open_agents(name: str | None) -> Agents:
+    """The agents a name stands for.
+
+    None, "rules"             no model
+    "tiny", "tiny-base"       a bundled model
+    a folder                  a training run (`agents.json`) or a Hugging Face model
+    "openai:MODEL"            an OpenAI-compatible service (OPENAI_BASE_URL, OPENAI_API_KEY)
+    "http://HOST/v1#MODEL"    the same, at this URL
+    anything else             a model id of Hugging Face, run here
+
+    Raises ConfigError for a name that cannot be meant, DataError for an unusable `agents.json`,
+    ModelUnavailable when the model can't be loaded, MissingExtra when that needs torch.
+    """
+    if name is None or name == "rules":
+        return Agents()
+    if (Path(name) / ROLES_FILE).is_file():
+        return _open_run(Path(name))
+    llm = open_llm(name)
+    return Agents(llm, llm, llm)
+
+
+def open_llm(name: str) -> LLM:
+    """The one model a name stands for; see `open_agents`."""
+    if name.startswith("openai:"):
+        return _open_service(name.removeprefix("openai:"), os.environ.get("OPENAI_BASE_URL", ""))
+    if name.startswith(("http://", "https://")):
+        url, _, model = name.partition("#")
+        return _open_service(model, url)
+    from memory_r1.llm.local import LocalLLM
+
+    if name in BUNDLED:
+        return LocalLLM(str(files("memory_r1") / "models" / name))
+    if not name.strip() or (name.startswith((".", "/", "~")) and not Path(name).is_dir()):
+        raise ConfigError(
+            f"no model is called {name!r}; expected rules, {', '.join(BUNDLED)}, a folder, "
+            "openai:MODEL, a URL with #MODEL, or a Hugging Face id"
+        )
+    return LocalLLM(name)
+
+
+def _open_service(model: str, url: str) -> LLM:
+    if not model:
+        raise ConfigError(
+            "which model? Write openai:MODEL, or the URL with the model after a #, such as "
+            "http://localhost:8000/v1#my-model"
+        )
+    from memory_r1.llm.openai import OpenAILLM
+
+    key = os.environ.get("OPENAI_API_KEY", "")
+    return OpenAILLM(model, base_url=url or "https://api.openai.com/v1", api_key=key)
+
+
+def _open_run(folder: Path) -> Agents:
+    """The players of a training run; a model that plays several roles is loaded once."""
+    path = folder / ROLES_FILE
+    try:
+        roles = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read as JSON: {error}") from error
+    if (
+        not isinstance(roles, dict)
+        or not roles.keys() <= set(get_args(Role))
+        or not all(isinstance(player, str) for player in roles.values())
+    ):
+        raise DataError(
+            f"{path} should name a model for extract, manage and answer, such as "
+            f'{{"manage": "manager", "answer": "tiny-base"}}, got {roles!r:.200}'
+        )
+    opened: dict[str, LLM] = {}
+
+    def player(role: str) -> LLM | None:
+        name = roles.get(role, "rules")
+        if name == "rules":
+            return None
+        name = str(folder / name) if (folder / name).is_dir() else name
+        if name not in opened:
+            opened[name] = open_llm(name)
+        return opened[name]
+
+    return Agents(extract=player("extract"), manage=player("manage"), answer=player("answer"))

@@ -1,0 +1,174 @@
+"""Models behind an OpenAI-compatible URL: vLLM, Ollama, llama.cpp, hosted services."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+
+from memory_r1.errors import ModelUnavailable
+from memory_r1.types import Completion, Prompt, Style
+
+_RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+_REFUSED = frozenset({400, 404, 415, 422, 501})
+_LONGEST_WAIT = 60.0
+_PARTS = ("prompt", "completion")
+_SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]+)?")
+
+
+class OpenAILLM:
+    """A client of `POST {base_url}/chat/completions`; threads may share it.
+
+    Prompts of one call are sent at the same time, at most `concurrency` of them. A busy or broken
+    server is asked again with growing pauses; then ModelUnavailable says what happened.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str,
+        api_key: str = "",
+        style: Style = "instruct",
+        timeout: float = 120.0,
+        retries: int = 4,
+        concurrency: int = 8,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """timeout: seconds for one reply; retries: further attempts; sleep: waits that long."""
+        self.name = model
+        self.style = style
+        self.base_url = base_url.rstrip("/")
+        self._retries = retries
+        self._sleep = sleep
+        self._key = api_key
+        self._refused: frozenset[str] = frozenset()
+        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="memory-r1-llm")
+        self._client = httpx.Client(
+            timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0)),
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            limits=httpx.Limits(max_connections=concurrency),
+        )
+
+    def __repr__(self) -> str:
+        """Model and URL, never the key."""
+        return f"OpenAILLM({self.name!r}, base_url={self.base_url!r})"
+
+    def close(self) -> None:
+        """Close connections and threads."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._client.close()
+
+    def complete(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        max_tokens: int = 512,
+        temperature: float = 0.0,
+        schema: Mapping[str, Any] | None = None,
+    ) -> list[Completion]:
+        """One completion per prompt, in order; ModelUnavailable when one can't be had."""
+
+        def one(prompt: Prompt) -> Completion:
+            return self._complete(prompt, max_tokens, temperature, schema)
+
+        if len(prompts) == 1:
+            return [one(prompts[0])]
+        return list(self._pool.map(one, prompts))
+
+    def _complete(
+        self, prompt: Prompt, max_tokens: int, temperature: float, schema: Mapping[str, Any] | None
+    ) -> Completion:
+        """Ask with everything; what the server refuses is left out, and remembered if that helps.
+
+        Not every server knows JSON schemas, and OpenAI's reasoning models take neither a
+        temperature nor `max_tokens`.
+        """
+        offered: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
+        if schema is not None:
+            form = {"name": "reply", "strict": True, "schema": dict(schema)}
+            offered["response_format"] = {"type": "json_schema", "json_schema": form}
+        messages = [{"role": role, "content": content} for role, content in prompt.messages]
+        refused = self._refused
+        while True:
+            body: dict[str, Any] = {"model": self.name, "messages": messages}
+            body |= {name: value for name, value in offered.items() if name not in refused}
+            if "max_tokens" in refused:
+                body["max_completion_tokens"] = max_tokens
+            response = self._post(body)
+            blamed = _blamed(response) & offered.keys() - refused
+            if not blamed:
+                break
+            refused |= blamed
+        if response.is_success:
+            self._refused |= refused
+        return self._read(response)
+
+    def _post(self, body: Mapping[str, Any]) -> httpx.Response:
+        """The server's response, asked for again while it is busy or cannot be reached."""
+        for attempt in range(self._retries + 1):
+            wait = min(0.5 * 2**attempt, _LONGEST_WAIT)
+            try:
+                response = self._client.post(f"{self.base_url}/chat/completions", json=body)
+            except httpx.InvalidURL as error:
+                raise self._unavailable(f"the URL is not valid: {error}") from error
+            except httpx.HTTPError as error:
+                problem = f"{type(error).__name__}: {error}"
+            else:
+                if response.status_code not in _RETRIED:
+                    return response
+                problem = f"HTTP {response.status_code}: {_said(response)}"
+                wait = _retry_after(response, wait)
+            if attempt < self._retries:
+                self._sleep(wait)
+        raise self._unavailable(f"{problem} ({self._retries + 1} attempts)")
+
+    def _read(self, response: httpx.Response) -> Completion:
+        if not response.is_success:
+            raise self._unavailable(f"HTTP {response.status_code}: {_said(response)}")
+        try:
+            data = response.json()
+            choice = data["choices"][0]
+            text = choice["message"]["content"] or ""
+            usage = data.get("usage") or {}
+            sent, written = (int(usage.get(f"{part}_tokens") or 0) for part in _PARTS)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise self._unavailable(f"not a chat completion: {_said(response)}") from error
+        if not isinstance(text, str):
+            raise self._unavailable(f"the reply's content is not text: {_said(response)}")
+        return Completion(text, sent, written, finished=choice.get("finish_reason") != "length")
+
+    def _unavailable(self, problem: str) -> ModelUnavailable:
+        if self._key:  # servers echo it
+            problem = problem.replace(self._key, "[key]")
+        return ModelUnavailable(
+            f"model {self.name!r} at {self.base_url} did not reply: {problem}. "
+            "Check that the server runs, that it serves this model, and OPENAI_BASE_URL and "
+            "OPENAI_API_KEY."
+        )
+
+
+def _blamed(response: httpx.Response) -> set[str]:
+    """The optional parts of a request that a refusal may be about."""
+    if response.status_code not in _REFUSED:
+        return set()
+    if "max_completion_tokens" in response.text:
+        return {"max_tokens"}
+    if "temperature" in response.text:
+        return {"temperature"}
+    return {"response_format"}
+
+
+def _said(response: httpx.Response) -> str:
+    """The start of the server's own words."""
+    return " ".join(response.text[:300].split()) or "(no text)"
+
+
+def _retry_after(response: httpx.Response, wait: float) -> float:
+    """Seconds to wait: the server's wish where it gives one in seconds, else `wait`."""
+    wish = response.headers.get("retry-after", "")
+    return min(float(wish), _LONGEST_WAIT) if _SECONDS.fullmatch(wish) else wait
