@@ -1,0 +1,158 @@
+"""Where memories live: the Store protocol, and open_store(path or URL)."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_r1.errors import StoreError
+from memory_r1.store.ids import new_id
+from memory_r1.store.index import Index
+from memory_r1.types import Entry, JournalRow, Message, MessageState, Owner
+
+__all__ = ["Index", "Store", "Vector", "new_id", "open_store"]
+
+Vector = NDArray[np.float32]
+"""(d,) one embedding."""
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Where entries live. A backend is whatever passes tests/test_store.py.
+
+    Everything belongs to one owner and is only found under that owner. An id has a line of
+    versions; its last one is the entry, and it is current until its `superseded` is set. Moments
+    are UTC. What is handed out is never changed by a later write. Any method raises StoreError
+    when the storage fails.
+    """
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """All writes inside happen, or none; others see them only at the end.
+
+        Nested: a failed inner block takes back its own writes, a finished one joins the outer.
+        """
+        ...
+
+    def put(self, entry: Entry, vector: Vector) -> None:
+        """Make `entry` the last version of its id, current unless superseded.
+
+        A version one above the last is appended, an existing one is replaced and the versions
+        after it are dropped. StoreError for a version that would leave a gap, for metadata that
+        JSON can't hold exactly, and for a vector that isn't one row of finite numbers.
+        """
+        ...
+
+    def remove(self, owner: Owner, entry_id: str) -> None:
+        """Drop an id with all its versions, as if never added. UnknownEntry if not here."""
+        ...
+
+    def get(self, owner: Owner, entry_id: str) -> Entry:
+        """The last version of an id, current or superseded. UnknownEntry if not here."""
+        ...
+
+    def entries(self, owner: Owner, superseded: bool = False) -> list[Entry]:
+        """The current entries, oldest (lowest id) first; the superseded ones too when asked."""
+        ...
+
+    def versions(self, owner: Owner, entry_id: str) -> list[Entry]:
+        """How an entry read over time, first version first. UnknownEntry if not here.
+
+        Each version but the last is superseded at the moment the next one was stored.
+        """
+        ...
+
+    def vector(self, owner: Owner, entry_id: str, version: int | None = None) -> Vector:
+        """The (d,) float32 vector of a version, by default the last. UnknownEntry if not here."""
+        ...
+
+    def index(self, owner: Owner) -> Index:
+        """The current entries in columns, with all writes so far, also of other processes."""
+        ...
+
+    def add_message(self, message: Message) -> None:
+        """Keep a raw turn. StoreError when its id is taken, or its metadata isn't JSON."""
+        ...
+
+    def messages(self, owner: Owner, state: MessageState | None = None) -> list[Message]:
+        """The messages, in the order they were added; of one state when asked."""
+        ...
+
+    def set_message(
+        self, owner: Owner, message_id: str, state: MessageState, error: str = ""
+    ) -> None:
+        """Say what became of a message. StoreError if not here."""
+        ...
+
+    def add_journal(self, row: JournalRow) -> None:
+        """Append what one operation did. StoreError when its id is taken."""
+        ...
+
+    def journal(self, owner: Owner, entry_id: str | None = None) -> list[JournalRow]:
+        """The journal, in the order it was written; of one entry when asked."""
+        ...
+
+    def journal_row(self, owner: Owner, journal_id: str) -> JournalRow:
+        """One row of the journal. StoreError if not here."""
+        ...
+
+    def mark_undone(self, owner: Owner, journal_id: str) -> None:
+        """Note that a row has been taken back. StoreError if not here."""
+        ...
+
+    def get_meta(self, key: str) -> str | None:
+        """A fact about the store itself, e.g. its embedder; None if never set."""
+        ...
+
+    def set_meta(self, key: str, value: str) -> None:
+        """Set a fact about the store itself."""
+        ...
+
+    def owners(self) -> list[Owner]:
+        """Everyone who has anything in the store."""
+        ...
+
+    def forget(self, owner: Owner) -> dict[str, int]:
+        """Erase all of an owner: the one true erasure.
+
+        Returns how many entries, versions, vectors, journal rows and messages are gone.
+        """
+        ...
+
+    def fork(self, owner: Owner) -> Store:
+        """A copy in RAM of what one owner has, and of the meta; never writes back."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files and connections; a closed store can't be used."""
+        ...
+
+
+def open_store(location: str | os.PathLike[str]) -> Store:
+    """Open a store: a path or "sqlite:///path" (one SQLite file), or "ram:" (gone at exit).
+
+    Raises StoreError when it can't be opened, with what to do.
+    """
+    from memory_r1.store.ram import RamStore
+    from memory_r1.store.sqlite import SqliteStore
+
+    text = os.fspath(location)
+    if text == "ram:":
+        return RamStore()
+    if text.startswith("sqlite:///") and text != "sqlite:///":
+        return SqliteStore(Path(text.removeprefix("sqlite:///")))
+    if text.startswith(("postgresql://", "postgres://")):
+        raise StoreError(
+            "Postgres stores come with the extra memory-r1[postgres], which this version does "
+            "not have yet; use a path (one SQLite file serves several processes on one machine)"
+        )
+    if not text or text == ":memory:" or "://" in text:
+        raise StoreError(
+            f"{text!r} is not a store; expected a path such as 'memory.db', "
+            "'sqlite:///memory.db' or 'ram:'"
+        )
+    return SqliteStore(Path(text))

@@ -1,0 +1,232 @@
+"""A store in memory: for tests, and forked once per rollout."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
+
+from memory_r1.errors import StoreError, UnknownEntry
+from memory_r1.store import Vector
+from memory_r1.store.codec import clean_entry, clean_message, clean_row, clean_vector, line_of
+from memory_r1.store.index import Index
+from memory_r1.types import Entry, JournalRow, Message, MessageState, Owner
+
+_Line = tuple[tuple[Entry, Vector], ...]
+"""The versions of one id."""
+
+
+@dataclass
+class _Owned:
+    """What one owner has. Values are immutable, so that a copy copies only the containers."""
+
+    lines: dict[str, _Line] = field(default_factory=dict)
+    journal: dict[str, JournalRow] = field(default_factory=dict)
+    messages: dict[str, Message] = field(default_factory=dict)
+    index: Index = field(default_factory=Index)
+
+    def copy(self) -> _Owned:
+        return _Owned(
+            self.lines.copy(), self.journal.copy(), self.messages.copy(), self.index.copy()
+        )
+
+
+class RamStore:
+    """The Store contract in dictionaries; gone when the process ends.
+
+    Copy on write: a fork, a transaction and a handed-out index all share an owner's containers
+    until someone writes, and only an owner in `_mine` may be written in place.
+    """
+
+    def __init__(self) -> None:
+        self._owned: dict[Owner, _Owned] = {}
+        self._mine: set[Owner] = set()
+        self._meta: dict[str, str] = {}
+        self._lock = threading.RLock()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """See Store.transaction."""
+        with self._lock:
+            before = self._owned, self._meta
+            self._owned, self._meta, self._mine = self._owned.copy(), self._meta.copy(), set()
+            try:
+                yield
+            except BaseException:
+                self._owned, self._meta = before
+                self._mine = set()
+                raise
+
+    def put(self, entry: Entry, vector: Vector) -> None:
+        """See Store.put."""
+        vector = clean_vector(vector)
+        with self._lock:
+            line = self._read(entry.owner).lines.get(entry.id, ())
+            entry = clean_entry(entry, last_version=len(line))
+            owned = self._write(entry.owner)
+            if entry.superseded is None:
+                owned.index.put(entry, vector)
+            elif entry.id in owned.index:
+                owned.index.drop(entry.id)
+            owned.lines[entry.id] = (*line[: entry.version - 1], (entry, vector))
+
+    def remove(self, owner: Owner, entry_id: str) -> None:
+        """See Store.remove."""
+        with self._lock:
+            self._line(owner, entry_id)
+            owned = self._write(owner)
+            del owned.lines[entry_id]
+            if not owned.lines:
+                owned.index = Index()  # the next vector may be of another embedder
+            elif entry_id in owned.index:
+                owned.index.drop(entry_id)
+
+    def get(self, owner: Owner, entry_id: str) -> Entry:
+        """See Store.get."""
+        with self._lock:
+            return self._line(owner, entry_id)[-1][0]
+
+    def entries(self, owner: Owner, superseded: bool = False) -> list[Entry]:
+        """See Store.entries."""
+        with self._lock:
+            owned = self._read(owner)
+            if not superseded:
+                return owned.index.entries
+            return sorted((line[-1][0] for line in owned.lines.values()), key=attrgetter("id"))
+
+    def versions(self, owner: Owner, entry_id: str) -> list[Entry]:
+        """See Store.versions."""
+        with self._lock:
+            return line_of([entry for entry, _ in self._line(owner, entry_id)])
+
+    def vector(self, owner: Owner, entry_id: str, version: int | None = None) -> Vector:
+        """See Store.vector."""
+        with self._lock:
+            line = self._line(owner, entry_id)
+        if version is None:
+            version = len(line)
+        if not 1 <= version <= len(line):
+            raise UnknownEntry(f"entry {entry_id!r} has versions 1..{len(line)}, not {version}")
+        return line[version - 1][1]
+
+    def index(self, owner: Owner) -> Index:
+        """See Store.index."""
+        with self._lock:
+            self._mine.discard(owner)
+            return self._read(owner).index
+
+    def add_message(self, message: Message) -> None:
+        """See Store.add_message."""
+        with self._lock:
+            owned = self._write(message.owner)
+            if message.id in owned.messages:
+                raise StoreError(f"there is a message {message.id!r} already; ids are given once")
+            owned.messages[message.id] = clean_message(message)
+
+    def messages(self, owner: Owner, state: MessageState | None = None) -> list[Message]:
+        """See Store.messages."""
+        with self._lock:
+            kept = self._read(owner).messages.values()
+            return [message for message in kept if state is None or message.state == state]
+
+    def set_message(
+        self, owner: Owner, message_id: str, state: MessageState, error: str = ""
+    ) -> None:
+        """See Store.set_message."""
+        with self._lock:
+            message = self._read(owner).messages.get(message_id)
+            if message is None:
+                raise StoreError(f"no message {message_id!r} of {owner}")
+            self._write(owner).messages[message_id] = replace(message, state=state, error=error)
+
+    def add_journal(self, row: JournalRow) -> None:
+        """See Store.add_journal."""
+        with self._lock:
+            owned = self._write(row.owner)
+            if row.id in owned.journal:
+                raise StoreError(f"there is a journal row {row.id!r} already; ids are given once")
+            owned.journal[row.id] = clean_row(row)
+
+    def journal(self, owner: Owner, entry_id: str | None = None) -> list[JournalRow]:
+        """See Store.journal."""
+        with self._lock:
+            rows = self._read(owner).journal.values()
+            return [row for row in rows if entry_id is None or row.entry_id == entry_id]
+
+    def journal_row(self, owner: Owner, journal_id: str) -> JournalRow:
+        """See Store.journal_row."""
+        with self._lock:
+            row = self._read(owner).journal.get(journal_id)
+        if row is None:
+            raise StoreError(f"no journal row {journal_id!r} of {owner}")
+        return row
+
+    def mark_undone(self, owner: Owner, journal_id: str) -> None:
+        """See Store.mark_undone."""
+        with self._lock:
+            row = self.journal_row(owner, journal_id)
+            self._write(owner).journal[journal_id] = replace(row, undone=True)
+
+    def get_meta(self, key: str) -> str | None:
+        """See Store.get_meta."""
+        with self._lock:
+            return self._meta.get(key)
+
+    def set_meta(self, key: str, value: str) -> None:
+        """See Store.set_meta."""
+        with self._lock:
+            self._meta[key] = value
+
+    def owners(self) -> list[Owner]:
+        """See Store.owners."""
+        with self._lock:
+            return list(self._owned)
+
+    def forget(self, owner: Owner) -> dict[str, int]:
+        """See Store.forget."""
+        with self._lock:
+            self._mine.discard(owner)
+            owned = self._owned.pop(owner, _Owned())
+        versions = sum(len(line) for line in owned.lines.values())
+        return {
+            "entries": len(owned.lines),
+            "versions": versions,
+            "vectors": versions,
+            "journal": len(owned.journal),
+            "messages": len(owned.messages),
+        }
+
+    def fork(self, owner: Owner | None = None) -> RamStore:
+        """See Store.fork; without an owner, all of them."""
+        twin = RamStore()
+        with self._lock:
+            if owner is None:
+                twin._owned = self._owned.copy()
+                self._mine = set()
+            elif owner in self._owned:
+                twin._owned = {owner: self._owned[owner]}
+                self._mine.discard(owner)
+            twin._meta = self._meta.copy()
+        return twin
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    def _read(self, owner: Owner) -> _Owned:
+        return self._owned.get(owner) or _Owned()
+
+    def _write(self, owner: Owner) -> _Owned:
+        """The owner's containers, to be changed in place."""
+        if owner not in self._mine:
+            known = self._owned.get(owner)
+            self._owned[owner] = known.copy() if known else _Owned()
+            self._mine.add(owner)
+        return self._owned[owner]
+
+    def _line(self, owner: Owner, entry_id: str) -> _Line:
+        line = self._read(owner).lines.get(entry_id)
+        if line is None:
+            raise UnknownEntry(f"no entry {entry_id!r} of {owner}")
+        return line

@@ -1,0 +1,390 @@
+"""A store in one SQLite file, shared by threads and by processes on one machine."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memory_r1.errors import StoreError, UnknownEntry
+from memory_r1.store import Vector, codec
+from memory_r1.store.index import Index
+from memory_r1.store.ram import RamStore
+from memory_r1.store.schema import connect, storage_errors
+from memory_r1.types import Entry, JournalRow, Message, MessageState, Owner
+
+Row = tuple[Any, ...]
+
+CACHED_INDEXES = 256
+"""Owners whose index is kept in memory; the longest known is dropped first."""
+
+_FLOAT32 = np.dtype("<f4")
+
+
+@dataclass(frozen=True)
+class _Cached:
+    owner: int
+    """The owner's number: another one after a `forget`."""
+    revision: int
+    index: Index
+
+
+class SqliteStore:
+    """The Store contract in one file (write-ahead log).
+
+    One connection, used by one thread at a time. Writers take the file's lock at the start of
+    their transaction, so that what they read in it is still true when they write. A killed
+    process leaves nothing of its transaction. Every write counts its owner's revision up; an
+    index reads only what changed since the revision it has seen.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, timeout: float = 30.0) -> None:
+        """Open or create the file. timeout: seconds to wait for other writers."""
+        self._path = Path(path).expanduser()
+        self._connection = connect(self._path, timeout)
+        self._process = os.getpid()
+        self._lock = threading.RLock()
+        self._depth = 0
+        self._wipe_log = False
+        self._indexes: dict[Owner, _Cached] = {}
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """See Store.transaction."""
+        with self._lock:
+            depth = self._depth
+            self._run(f"SAVEPOINT nested_{depth}" if depth else "BEGIN IMMEDIATE")
+            self._depth += 1
+            try:
+                yield
+                self._run(f"RELEASE nested_{depth}" if depth else "COMMIT")
+            except BaseException:
+                self._indexes.clear()  # they may have seen what is now taken back
+                with suppress(StoreError):  # the reason for it matters more, and is raised
+                    self._run(f"ROLLBACK TO nested_{depth}" if depth else "ROLLBACK")
+                    if depth:
+                        self._run(f"RELEASE nested_{depth}")
+                raise
+            finally:
+                self._depth = depth
+            if self._wipe_log and not depth:
+                self._empty_log()
+
+    def put(self, entry: Entry, vector: Vector) -> None:
+        """See Store.put."""
+        vector = codec.clean_vector(vector).astype(_FLOAT32)
+        with self.transaction():
+            owner, revision = self._touch(entry.owner)
+            last = self._last_version(owner, entry.id)
+            entry = codec.clean_entry(entry, last)
+            self._check_size(owner, entry.id, vector)
+            key = (owner, entry.id)
+            body = codec.pack(codec.entry_to_json(entry))
+            self._run(
+                "DELETE FROM versions WHERE owner = ? AND id = ? AND version >= ?",
+                *key,
+                entry.version,
+            )
+            self._run(
+                "INSERT INTO versions VALUES (?, ?, ?, ?, ?)",
+                *(*key, entry.version, body, vector.tobytes()),
+            )
+            self._run(
+                "INSERT OR REPLACE INTO heads VALUES (?, ?, ?, ?, ?)",
+                *(*key, entry.version, entry.superseded is None, revision),
+            )
+
+    def remove(self, owner: Owner, entry_id: str) -> None:
+        """See Store.remove."""
+        with self.transaction():
+            number, revision = self._touch(owner)
+            if not self._last_version(number, entry_id):
+                raise UnknownEntry(f"no entry {entry_id!r} of {owner}")
+            self._run("DELETE FROM versions WHERE owner = ? AND id = ?", number, entry_id)
+            self._run(
+                "UPDATE heads SET version = 0, current = 0, revision = ?"
+                " WHERE owner = ? AND id = ?",
+                *(revision, number, entry_id),
+            )
+
+    def get(self, owner: Owner, entry_id: str) -> Entry:
+        """See Store.get."""
+        return self._bodies(owner, entry_id)[-1]
+
+    def entries(self, owner: Owner, superseded: bool = False) -> list[Entry]:
+        """See Store.entries."""
+        rows = self._run(
+            "SELECT body FROM heads JOIN versions USING (owner, id, version)"
+            " WHERE owner = (SELECT number FROM owners WHERE key = ?) AND current >= ? ORDER BY id",
+            *(codec.owner_key(owner), not superseded),
+        )
+        return [codec.entry_from_json(codec.unpack(body), owner) for (body,) in rows]
+
+    def versions(self, owner: Owner, entry_id: str) -> list[Entry]:
+        """See Store.versions."""
+        return codec.line_of(self._bodies(owner, entry_id))
+
+    def vector(self, owner: Owner, entry_id: str, version: int | None = None) -> Vector:
+        """See Store.vector."""
+        rows = self._run(
+            "SELECT vector FROM versions WHERE owner = (SELECT number FROM owners WHERE key = ?)"
+            " AND id = ? AND version = coalesce(?, version) ORDER BY version DESC LIMIT 1",
+            *(codec.owner_key(owner), entry_id, version),
+        )
+        if not rows:
+            raise UnknownEntry(f"no entry {entry_id!r} (version {version or 'any'}) of {owner}")
+        return np.frombuffer(rows[0][0], _FLOAT32)
+
+    def index(self, owner: Owner) -> Index:
+        """See Store.index."""
+        with self._lock:
+            cached = self._indexes.get(owner)
+            if cached and (cached.owner, cached.revision) == self._number(owner):
+                return cached.index
+            with self._one_view():
+                fresh = self._refreshed(owner, cached)
+            if owner not in self._indexes and len(self._indexes) >= CACHED_INDEXES:
+                del self._indexes[next(iter(self._indexes))]
+            self._indexes[owner] = fresh
+            return fresh.index
+
+    def add_message(self, message: Message) -> None:
+        """See Store.add_message."""
+        message = codec.clean_message(message)
+        body = codec.pack(codec.message_to_json(message))
+        with self.transaction():
+            number, _ = self._touch(message.owner)
+            self._run(
+                "INSERT INTO messages (owner, id, state, body) VALUES (?, ?, ?, ?)",
+                *(number, message.id, message.state, body),
+            )
+
+    def messages(self, owner: Owner, state: MessageState | None = None) -> list[Message]:
+        """See Store.messages."""
+        rows = self._run(
+            "SELECT body FROM messages WHERE owner = (SELECT number FROM owners WHERE key = ?)"
+            " AND state = coalesce(?, state) ORDER BY number",
+            *(codec.owner_key(owner), state),
+        )
+        return [codec.message_from_json(codec.unpack(body), owner) for (body,) in rows]
+
+    def set_message(
+        self, owner: Owner, message_id: str, state: MessageState, error: str = ""
+    ) -> None:
+        """See Store.set_message."""
+        with self.transaction():
+            where = (codec.owner_key(owner), message_id)
+            known = self._run(
+                "SELECT number, body FROM messages"
+                " WHERE owner = (SELECT number FROM owners WHERE key = ?) AND id = ?",
+                *where,
+            )
+            if not known:
+                raise StoreError(f"no message {message_id!r} of {owner}")
+            ((number, body),) = known
+            message = codec.message_from_json(codec.unpack(body), owner)
+            message = replace(message, state=state, error=error)
+            self._run(
+                "UPDATE messages SET state = ?, body = ? WHERE number = ?",
+                *(state, codec.pack(codec.message_to_json(message)), number),
+            )
+
+    def add_journal(self, row: JournalRow) -> None:
+        """See Store.add_journal."""
+        row = codec.clean_row(row)
+        body = codec.pack(codec.journal_to_json(row))
+        with self.transaction():
+            number, _ = self._touch(row.owner)
+            self._run(
+                "INSERT INTO journal (owner, id, entry_id, undone, body) VALUES (?, ?, ?, ?, ?)",
+                *(number, row.id, row.entry_id, row.undone, body),
+            )
+
+    def journal(self, owner: Owner, entry_id: str | None = None) -> list[JournalRow]:
+        """See Store.journal."""
+        rows = self._run(
+            "SELECT body, undone FROM journal"
+            " WHERE owner = (SELECT number FROM owners WHERE key = ?)"
+            " AND entry_id = coalesce(?, entry_id) ORDER BY number",
+            *(codec.owner_key(owner), entry_id),
+        )
+        return [codec.journal_from_json(codec.unpack(b), owner, bool(u)) for b, u in rows]
+
+    def journal_row(self, owner: Owner, journal_id: str) -> JournalRow:
+        """See Store.journal_row."""
+        rows = self._run(
+            "SELECT body, undone FROM journal"
+            " WHERE owner = (SELECT number FROM owners WHERE key = ?) AND id = ?",
+            *(codec.owner_key(owner), journal_id),
+        )
+        if not rows:
+            raise StoreError(f"no journal row {journal_id!r} of {owner}")
+        return codec.journal_from_json(codec.unpack(rows[0][0]), owner, bool(rows[0][1]))
+
+    def mark_undone(self, owner: Owner, journal_id: str) -> None:
+        """See Store.mark_undone."""
+        with self.transaction():
+            self.journal_row(owner, journal_id)
+            self._run(
+                "UPDATE journal SET undone = 1"
+                " WHERE owner = (SELECT number FROM owners WHERE key = ?) AND id = ?",
+                *(codec.owner_key(owner), journal_id),
+            )
+
+    def get_meta(self, key: str) -> str | None:
+        """See Store.get_meta."""
+        rows = self._run("SELECT value FROM meta WHERE key = ?", key)
+        return rows[0][0] if rows else None
+
+    def set_meta(self, key: str, value: str) -> None:
+        """See Store.set_meta."""
+        with self.transaction():
+            self._run("INSERT OR REPLACE INTO meta VALUES (?, ?)", key, value)
+
+    def owners(self) -> list[Owner]:
+        """See Store.owners."""
+        return [codec.owner_of_key(k) for (k,) in self._run("SELECT key FROM owners ORDER BY 1")]
+
+    def forget(self, owner: Owner) -> dict[str, int]:
+        """See Store.forget. Deleted text is overwritten, in the file and in its log."""
+        with self.transaction():
+            number, _ = self._number(owner)
+            counts = {
+                table: int(self._run(f"SELECT count(*) FROM {table} WHERE owner = ?", number)[0][0])
+                for table in ("versions", "journal", "messages")
+            }
+            counts["vectors"] = counts["versions"]
+            ((counts["entries"],),) = self._run(
+                "SELECT count(*) FROM heads WHERE owner = ? AND version > 0", number
+            )
+            for table in ("heads", "versions", "journal", "messages"):
+                self._run(f"DELETE FROM {table} WHERE owner = ?", number)
+            self._run("DELETE FROM owners WHERE number = ?", number)
+            self._indexes.pop(owner, None)
+            self._wipe_log = True
+        return counts
+
+    def fork(self, owner: Owner) -> RamStore:
+        """See Store.fork."""
+        twin = RamStore()
+        with self._lock, self._one_view():
+            for key, value in self._run("SELECT key, value FROM meta"):
+                twin.set_meta(key, value)
+            for entry in self.entries(owner, superseded=True):
+                for version in self._bodies(owner, entry.id):
+                    twin.put(version, self.vector(owner, version.id, version.version))
+            for message in self.messages(owner):
+                twin.add_message(message)
+            for row in self.journal(owner):
+                twin.add_journal(row)
+        return twin
+
+    def close(self) -> None:
+        """See Store.close."""
+        with self._lock:
+            self._connection.close()
+
+    def _run(self, sql: str, *values: object) -> list[Row]:
+        """All rows of one statement; the one place that talks to SQLite."""
+        if os.getpid() != self._process:
+            raise StoreError(
+                f"{self._path} was opened before this process was forked, and SQLite can't share "
+                "a connection; open the store again in the new process"
+            )
+        with self._lock, storage_errors(self._path):
+            return self._connection.execute(sql, values).fetchall()
+
+    @contextmanager
+    def _one_view(self) -> Iterator[None]:
+        """All reads inside see the file at one moment."""
+        if self._depth:
+            yield
+            return
+        self._run("BEGIN")
+        try:
+            yield
+        finally:
+            self._run("COMMIT")
+
+    def _number(self, owner: Owner) -> tuple[int, int]:
+        """The owner's number and revision; 0 and 0 when there is nothing of theirs."""
+        rows = self._run(
+            "SELECT number, revision FROM owners WHERE key = ?", codec.owner_key(owner)
+        )
+        return (rows[0][0], rows[0][1]) if rows else (0, 0)
+
+    def _touch(self, owner: Owner) -> tuple[int, int]:
+        """The owner's number and new revision, before a write of theirs."""
+        rows = self._run(
+            "INSERT INTO owners (key, revision) VALUES (?, 1)"
+            " ON CONFLICT (key) DO UPDATE SET revision = revision + 1 RETURNING number, revision",
+            codec.owner_key(owner),
+        )
+        return rows[0][0], rows[0][1]
+
+    def _last_version(self, owner: int, entry_id: str) -> int:
+        rows = self._run("SELECT version FROM heads WHERE owner = ? AND id = ?", owner, entry_id)
+        return rows[0][0] if rows else 0
+
+    def _check_size(self, owner: int, entry_id: str, vector: Vector) -> None:
+        """One owner's vectors have one length; otherwise no index could be built again."""
+        rows = self._run(
+            "SELECT length(vector) / 4 FROM versions WHERE owner = ? AND id != ? LIMIT 1",
+            *(owner, entry_id),
+        )
+        if rows and rows[0][0] != len(vector):
+            raise StoreError(
+                f"expected a vector of {rows[0][0]} numbers, as before, got {len(vector)}: the "
+                "embedder has changed; open the store with the one that wrote it, or `reindex` it"
+            )
+
+    def _bodies(self, owner: Owner, entry_id: str) -> list[Entry]:
+        rows = self._run(
+            "SELECT body FROM versions WHERE owner = (SELECT number FROM owners WHERE key = ?)"
+            " AND id = ? ORDER BY version",
+            *(codec.owner_key(owner), entry_id),
+        )
+        if not rows:
+            raise UnknownEntry(f"no entry {entry_id!r} of {owner}")
+        return [codec.entry_from_json(codec.unpack(body), owner) for (body,) in rows]
+
+    def _refreshed(self, owner: Owner, cached: _Cached | None) -> _Cached:
+        """The index as the file is now, from the changes since the cached one where possible."""
+        number, revision = self._number(owner)
+        if cached and cached.owner != number:
+            cached = None
+        changed = self._run(
+            "SELECT h.id, v.body, v.vector FROM heads h LEFT JOIN versions v ON h.current"
+            " AND v.owner = h.owner AND v.id = h.id AND v.version = h.version"
+            " WHERE h.owner = ? AND h.revision > ? ORDER BY h.id",
+            *(number, cached.revision if cached else 0),
+        )
+        sizes = {len(vector) // 4 for _, _, vector in changed if vector is not None}
+        if cached and len(cached.index) and sizes - {cached.index.vectors.shape[1]}:
+            return self._refreshed(owner, None)  # re-embedded meanwhile
+        if cached and not changed:
+            return _Cached(number, revision, cached.index)
+        index = cached.index.copy() if cached else Index()
+        for entry_id, body, vector in changed:
+            if body is not None:
+                entry = codec.entry_from_json(codec.unpack(body), owner)
+                index.put(entry, np.frombuffer(vector, _FLOAT32))
+            elif entry_id in index:
+                index.drop(entry_id)
+        return _Cached(number, revision, index)
+
+    def _empty_log(self) -> None:
+        """The write-ahead log still holds what was erased; it is emptied after a `forget`."""
+        ((busy, _, _),) = self._run("PRAGMA wal_checkpoint(TRUNCATE)")
+        if busy:
+            raise StoreError(
+                f"the memories are erased, but another process is reading {self._path}, so their "
+                "text is still in its -wal file; call forget again when that process is done"
+            )
+        self._wipe_log = False
