@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -23,20 +24,20 @@ _COLUMNS = {
     "n": "n",
     "em": "EM",
     "f1": "F1",
-    "f1_official": "F1 official",
-    "bleu1": "BLEU-1",
-    "recall@60": "recall@60",
+    "f1_official": "F1off",
+    "bleu1": "B1",
+    "recall@60": "r@60",
     "all@60": "all@60",
-    "sources_per_entry": "sources/entry",
     "answer_words": "words",
 }
+"""What the tables show of `score.measures`, in short headings: a row fits 80 columns."""
 _EVERY_SECONDS = 10.0
 
 
 def print_scores(scores: Mapping[str, Any], console: Console) -> None:
     """Print the tables of a finished run."""
     console.print(scores_table(scores))
-    console.print(_bank_line(scores["bank"]), soft_wrap=True)
+    console.print(_bank_line(scores), soft_wrap=True)
     if scores["bank"]["by_phenomenon"]:
         console.print(operations_table(scores["bank"]["by_phenomenon"]))
     if scores["latency"]:
@@ -50,15 +51,19 @@ def scores_table(scores: Mapping[str, Any]) -> Table:
     shown = scores["shown"]
     who = f"{shown['per_speaker']} per speaker" if shown["per_speaker"] else f"best {shown['k']}"
     players = ", ".join(f"{role}: {name}" for role, name in scores["players"].items())
+    swapped = any("(paper: " in name for name in scores["groups"])
+    paper = "; in brackets: the paper's name of the category" if swapped else ""
     table = Table(
         title=f"{scores['benchmark']} {scores['split']}: {scores['system']}",
-        caption=f"{players}; the answer is made from the {who} entries",
+        caption=f"{players}; answers are made from the {who} entries{paper}",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
     )
-    table.add_column("questions")
+    table.add_column("questions", no_wrap=True)
     for heading in _COLUMNS.values():
         table.add_column(heading, justify="right")
     for name, row in scores["groups"].items():
-        table.add_row(name, *_cells(row))
+        table.add_row(name.replace("(paper: ", "("), *_cells(row))
     table.add_section()
     table.add_row("all", *_cells(scores["overall"]), style="bold")
     return table
@@ -70,7 +75,7 @@ def operations_table(by_phenomenon: Mapping[str, Mapping[str, Any]]) -> Table:
     "right": share of turns that got exactly the operation the world's author holds right.
     """
     names = ("ADD", "UPDATE", "DELETE", "NOOP")
-    table = Table(title="operations by phenomenon")
+    table = Table(title="operations by phenomenon", box=box.SIMPLE_HEAD, collapse_padding=True)
     table.add_column("phenomenon")
     for heading in ("turns", "right", *names):
         table.add_column(heading, justify="right")
@@ -81,9 +86,13 @@ def operations_table(by_phenomenon: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
-def _bank_line(bank: Mapping[str, Any]) -> str:
+def _bank_line(scores: Mapping[str, Any]) -> str:
+    bank, sources = scores["bank"], scores["overall"]["sources_per_entry"]
     operations = ", ".join(f"{name} {count}" for name, count in bank["operations"].items())
-    line = f"banks: {bank['entries']:.1f} entries on average; {operations or 'no operation'}"
+    line = (
+        f"banks: {bank['entries']} entries on average, {_cell(sources)} source turns per retrieved "
+        f"entry; operations: {operations or 'none'}"
+    )
     if bank["deferred_turns"]:
         line += f"; {bank['deferred_turns']} turns deferred: the manager's reply was no operation"
     return line

@@ -28,7 +28,7 @@ from memory_r1.embed import Embedder, open_embedder
 from memory_r1.errors import ConfigError, DataError
 from memory_r1.llm import Conversation, drive
 from memory_r1.memory import remember, respond
-from memory_r1.store import Store, new_id, open_store
+from memory_r1.store import new_id, open_store
 from memory_r1.types import Message, Owner
 
 WAVE = 64
@@ -79,10 +79,41 @@ class _Built:
 
     operations: Counter[str] = field(default_factory=Counter)
     by_phenomenon: dict[str, Counter[str]] = field(default_factory=dict)
-    taught: dict[str, list[bool]] = field(default_factory=dict)
+    right: dict[str, list[bool]] = field(default_factory=dict)
     """World files: per phenomenon, whether each labelled turn got exactly its right operation."""
     deferred: int = 0
     entries: list[int] = field(default_factory=list)
+
+
+@dataclass
+class _Run:
+    """A run in progress."""
+
+    plan: Plan
+    system: System
+    settings: Settings
+    embedder: Embedder
+    folder: RunFolder
+    questions: Sequence[Question]
+    progress: Progress
+    turns: int
+    predictions: dict[str, Prediction]
+    """The finished ones, by question id."""
+    seconds: dict[tuple[str, str], float]
+    """What the Memory Manager took for each (dialogue, turn)."""
+    built: _Built = field(default_factory=_Built)
+    remembered: int = 0
+    answered: int = 0
+
+    def on_turns(self, by: int) -> None:
+        """Count remembered turns and show it."""
+        self.remembered += by
+        self.progress("remember", self.remembered, self.turns)
+
+    def on_answers(self, by: int) -> None:
+        """Count answered questions and show it."""
+        self.answered += by
+        self.progress("answer", self.answered, len(self.questions))
 
 
 def run(
@@ -103,45 +134,46 @@ def run(
         raise DataError(f"{plan.data.name} asks no question in split {plan.split!r}")
     asked = {question.dialogue_id for question in questions}
     dialogues = [dialogue for dialogue in dialogues if dialogue.id in asked]
-    settings = Settings(k=plan.k or system.k, per_speaker=plan.per_speaker)
+    settings = Settings(k=system.k if plan.k is None else plan.k, per_speaker=plan.per_speaker)
     folder = RunFolder(plan.out, _config(plan))
-    done = folder.predictions()
-    seconds = folder.turn_seconds()
-    built = _Built()
-    turns = sum(len(dialogue.turns) for dialogue in dialogues)
-    counts: dict[Stage, int] = {"remember": 0, "answer": 0}
-
-    def advance(stage: Stage, by: int = 1) -> None:
-        counts[stage] += by
-        progress(stage, counts[stage], turns if stage == "remember" else len(questions))
-
-    embedder = open_embedder() if embedder is None else embedder
+    now = _Run(
+        plan=plan,
+        system=system,
+        settings=settings,
+        embedder=open_embedder() if embedder is None else embedder,
+        folder=folder,
+        questions=questions,
+        progress=progress,
+        turns=sum(len(dialogue.turns) for dialogue in dialogues),
+        predictions=folder.predictions(),
+        seconds=folder.turn_seconds(),
+    )
     for wave in _batches(dialogues, WAVE):
-        with ExitStack() as stores:
-            banks = {}
-            for dialogue in wave:
-                store = open_store(folder.bank(dialogue.id))
-                stores.callback(store.close)
-                banks[dialogue.id] = Bank(store, embedder, Owner(dialogue.id))
-            builds = [
-                _build(dialogue, banks[dialogue.id], system, settings, folder, seconds, advance)
-                for dialogue in wave
-            ]
-            drive(builds, system.agents)
-            for dialogue in wave:
-                _tally(dialogue, banks[dialogue.id], built)
-            mine = [question for question in questions if question.dialogue_id in banks]
-            todo = [question for question in mine if question.id not in done]
-            advance("answer", len(mine) - len(todo))
-            for batch in _batches(todo, plan.batch):
-                predictions = _ask(batch, banks, system, settings)
-                folder.add_predictions(predictions)
-                done |= {prediction.question_id: prediction for prediction in predictions}
-                advance("answer", len(batch))
-    predictions = [done[question.id] for question in questions]
-    scores = _scores(plan, system, settings, predictions, list(seconds.values()), built)
+        _play(wave, now)
+    scores = _scores(now)
     folder.write_scores(scores)
     return scores
+
+
+def _play(wave: Sequence[Dialogue], now: _Run) -> None:
+    """Build the banks of some dialogues in step, then ask the questions still open."""
+    with ExitStack() as stores:
+        banks = {}
+        for dialogue in wave:
+            store = open_store(now.folder.bank(dialogue.id))
+            stores.callback(store.close)
+            banks[dialogue.id] = Bank(store, now.embedder, Owner(dialogue.id))
+        drive([_build(d, banks[d.id], now) for d in wave], now.system.agents)
+        for dialogue in wave:
+            _tally(dialogue, banks[dialogue.id], now.built)
+        mine = [question for question in now.questions if question.dialogue_id in banks]
+        todo = [question for question in mine if question.id not in now.predictions]
+        now.on_answers(len(mine) - len(todo))
+        for batch in _batches(todo, now.plan.batch):
+            predictions = _ask(batch, banks, now)
+            now.folder.add_predictions(predictions)
+            now.predictions |= {prediction.question_id: prediction for prediction in predictions}
+            now.on_answers(len(batch))
 
 
 def _chosen(plan: Plan) -> list[Dialogue]:
@@ -173,15 +205,7 @@ def _config(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _build(
-    dialogue: Dialogue,
-    bank: Bank,
-    system: System,
-    settings: Settings,
-    folder: RunFolder,
-    seconds: dict[tuple[str, str], float],
-    advance: Callable[[Stage], None],
-) -> Conversation[None]:
+def _build(dialogue: Dialogue, bank: Bank, now: _Run) -> Conversation[None]:
     """Remember the turns that the bank doesn't hold yet."""
     messages = {message.turn.id: message for message in bank.store.messages(bank.owner)}
     turns = dialogue.turns
@@ -191,21 +215,22 @@ def _build(
             message = Message(new_id(), bank.owner, turn, datetime.now(UTC))
             bank.store.add_message(message)
         if message.state == "pending":
+            context = turns[max(0, i - now.settings.context) : i]
             began = time.perf_counter()
             yield from _strictly(
                 remember(
                     bank,
                     turn,
-                    system.agents,
-                    settings,
+                    now.system.agents,
+                    now.settings,
                     message_id=message.id,
-                    context=turns[max(0, i - settings.context) : i],
+                    context=context,
                 )
             )
             took = time.perf_counter() - began
-            seconds[dialogue.id, turn.id] = took
-            folder.add_turn(dialogue.id, turn.id, took)
-        advance("remember")
+            now.seconds[dialogue.id, turn.id] = took
+            now.folder.add_turn(dialogue.id, turn.id, took)
+        now.on_turns(1)
 
 
 def _strictly(conversation: Conversation[T]) -> Conversation[T]:
@@ -222,23 +247,17 @@ def _strictly(conversation: Conversation[T]) -> Conversation[T]:
         return result
 
 
-def _ask(
-    questions: Sequence[Question],
-    banks: Mapping[str, Bank],
-    system: System,
-    settings: Settings,
-) -> list[Prediction]:
-    conversations = [
-        respond(banks[question.dialogue_id], question.text, system.agents, settings)
-        for question in questions
-    ]
-    answers = drive(conversations, system.agents)
+def _ask(questions: Sequence[Question], banks: Mapping[str, Bank], now: _Run) -> list[Prediction]:
+    agents = now.system.agents
+    answers = drive(
+        [respond(banks[q.dialogue_id], q.text, agents, now.settings) for q in questions], agents
+    )
     return [score.judge(q, answer) for q, answer in zip(questions, answers, strict=True)]
 
 
 def _tally(dialogue: Dialogue, bank: Bank, built: _Built) -> None:
     """Count what was done to each turn of a finished bank."""
-    store: Store = bank.store
+    store = bank.store
     turn_of = {message.id: message.turn.id for message in store.messages(bank.owner)}
     built.deferred += len(store.messages(bank.owner, "deferred"))
     built.entries.append(len(store.entries(bank.owner)))
@@ -250,43 +269,41 @@ def _tally(dialogue: Dialogue, bank: Bank, built: _Built) -> None:
         ops = ops_of.get(event["dia_id"], [])
         phenomenon = event["phenomenon"]
         built.by_phenomenon.setdefault(phenomenon, Counter()).update(ops)
-        built.taught.setdefault(phenomenon, []).append(ops == [event["op"]])
+        built.right.setdefault(phenomenon, []).append(ops == [event["op"]])
 
 
-def _scores(
-    plan: Plan,
-    system: System,
-    settings: Settings,
-    predictions: Sequence[Prediction],
-    turn_seconds: Sequence[float],
-    built: _Built,
-) -> dict[str, Any]:
-    style = system.agents.answer.style if system.agents.answer else None
+def _scores(now: _Run) -> dict[str, Any]:
+    plan, built = now.plan, now.built
+    predictions = [now.predictions[question.id] for question in now.questions]
+    answerer = now.system.agents.answer
     return {
         "benchmark": plan.benchmark,
         "system": plan.system,
-        "players": system.players,
+        "players": now.system.players,
         "split": plan.split,
         "n": len(predictions),
         "overall": score.measures(predictions),
         "groups": score.groups(plan.benchmark, predictions),
         "latency": score.percentiles(
-            {"manager": turn_seconds, **score.latencies(predictions)},
+            {"manager": list(now.seconds.values()), **score.latencies(predictions)}
         ),
         "bank": {
-            "entries": sum(built.entries) / len(built.entries),
+            "entries": round(sum(built.entries) / len(built.entries), 1),
             "deferred_turns": built.deferred,
             "operations": dict(sorted(built.operations.items())),
             "by_phenomenon": {
                 name: {
-                    "n": len(built.taught[name]),
-                    "right": score.percent(built.taught[name]),
+                    "n": len(built.right[name]),
+                    "right": score.percent(built.right[name]),
                     "operations": dict(sorted(built.by_phenomenon[name].items())),
                 }
-                for name in sorted(built.taught)
+                for name in sorted(built.right)
             },
         },
-        "shown": {"k": settings.shown_to_answer(style), "per_speaker": plan.per_speaker},
+        "shown": {
+            "k": now.settings.shown_to_answer(answerer.style if answerer else None),
+            "per_speaker": plan.per_speaker,
+        },
         "batch": plan.batch,
         "data": plan.data.name,
         "version": memory_r1.__version__,

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from memory_r1.data import ADVERSARIAL, CATEGORIES, Question
+from memory_r1.data import CATEGORIES, Question
 from memory_r1.errors import ConfigError
 from memory_r1.text import bleu1, em, f1, f1_official
 from memory_r1.types import Answer
@@ -132,8 +132,6 @@ def group_names(benchmark: Benchmark, prediction: Prediction) -> list[str]:
     names = [f"kind: {prediction.kind}"] if prediction.kind else []
     if prediction.phenomenon:
         names.append(f"phenomenon: {prediction.phenomenon}")
-    if prediction.category == ADVERSARIAL:
-        names.append("unanswerable")
     return names
 
 
