@@ -21,9 +21,9 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
-K1: Final = 1.2
+K1: Final = 0.9
 """How soon a repeated word stops adding to the score (Robertson and Zaragoza, 2009)."""
-B: Final = 0.75
+B: Final = 0.4
 """How much a long entry is held back."""
 
 
