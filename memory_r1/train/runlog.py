@@ -1,0 +1,340 @@
+"""what a training run does -> a run folder that explains itself, and progress on the screen.
+
+config.toml    every setting, as the run used it
+run.json       seed, command, code and library versions, machine, start and end
+metrics.jsonl  one JSON object per step; shares are 0..1, times seconds, a number that is not
+               finite is null
+samples.jsonl  episodes written out, and samples.md, the same for reading
+curves.png     drawn from metrics.jsonl when the run ends
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from memory_r1 import __version__
+from memory_r1.errors import ConfigError, MissingExtra
+from memory_r1.train.configfile import flat
+from memory_r1.train.curves import plot_curves, read_metrics
+from memory_r1.train.runfile import Run, dump, load_run
+
+METRICS = {
+    "step": "steps done; 0 is before the first",
+    "loss": "what the optimizer lowered",
+    "reward_mean": "mean reward of the step's rollouts",
+    "reward_std": "its standard deviation",
+    "em": "share of questions answered with exactly an accepted answer",
+    "f1": "mean token F1 of the answers",
+    "format_valid": "share of completions that followed their grammar",
+    "frac_zero_std": "share of groups whose rollouts all got one reward",
+    "op_add, op_update, op_delete, op_noop": "shares of the operations decided",
+    "response_length_mean, response_length_max": "tokens of a completion",
+    "response_length_clip_ratio": "share of completions cut off at the limit",
+    "entropy": "of the policy, nats per token",
+    "kl": "to the reference, nats per token",
+    "approx_kl": "to the policy that sampled, nats per token",
+    "clip_fraction": "share of tokens the clip stopped",
+    "logp_difference": "largest |sampled - recomputed| log-prob before the update; ~0 is right",
+    "grad_norm": "before clipping",
+    "lr": "learning rate",
+    "value_loss": "of the critic",
+    "explained_variance": "of the critic: 1 foresees the returns, 0 no better than their mean",
+    "seconds_<phase>": "time spent: sample, reward, update, eval",
+    "tokens_per_second": "completion tokens over the whole step's time",
+    "infra_failures": "rollouts dropped because a model could not be reached",
+    "cache_hits": "share of frozen answers that were known already",
+    "eval_<metric>": "the same, on held-out dialogues, greedy",
+}
+"""What the columns of metrics.jsonl mean."""
+
+MAY_CHANGE = ("steps.", "eval.")
+"""Settings a resumed run may change: how long it is and what is measured, not what is learned."""
+PLAIN_SECONDS = 10.0
+"""Between progress lines where there is no terminal to draw a bar on."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One rollout, written out for a human to read."""
+
+    about: str
+    """Where it comes from, e.g. a dialogue and turn or question id."""
+    prompt: str
+    completion: str
+    reward: float | None
+    """None: no reward could be had, so it was not trained on."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What else explains the reward: questions, gold answers, answers, the advantage."""
+
+
+class RunLog:
+    """Writes a run folder while the run lasts; a context manager.
+
+    out_dir:  the run folder; raises ConfigError when it holds something and is not resumed
+    command:  the command line, as in sys.argv
+    resume:   the step of the checkpoint that is continued (0: from the start): what was logged
+              after it is dropped. Raises ConfigError when there is no run or another one.
+    """
+
+    def __init__(
+        self,
+        out_dir: str | Path,
+        run: Run,
+        command: Sequence[str],
+        *,
+        resume: int | None = None,
+        console: Console | None = None,
+    ) -> None:
+        self.folder = Path(out_dir)
+        self._run = run
+        if resume is None:
+            self._begin(command)
+        else:
+            self._continue(command, resume)
+        self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._progress = _Progress(resume or 0, run.steps.total, console)
+
+    def __enter__(self) -> RunLog:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+        self._metrics.close()
+        about = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        about["ended"] = _now()
+        about["outcome"] = "finished" if kind is None else f"stopped by {kind.__name__}: {error}"
+        _write(self.folder / "run.json", _json(about))
+        try:
+            plot_curves(self.folder)
+        except MissingExtra as missing:
+            self.say(str(missing))
+
+    def log(self, step: int, metrics: Mapping[str, float | None]) -> None:
+        """Append one step's row (names: METRICS) and move the progress on."""
+        row = {"step": step, **{name: _number(value) for name, value in metrics.items()}}
+        self._metrics.write(json.dumps(row) + "\n")
+        self._metrics.flush()
+        self._progress.update(step, row)
+
+    def samples(self, step: int, samples: Iterable[Sample]) -> None:
+        """Keep rollouts for reading."""
+        rows = [{"step": step, **asdict(sample)} for sample in samples]
+        with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        with (self.folder / "samples.md").open("a", encoding="utf-8") as file:
+            file.writelines(_as_markdown(row) for row in rows)
+
+    def say(self, text: str) -> None:
+        """A line on stderr that does not break the progress bar."""
+        self._progress.console.print(text, markup=False, highlight=False)
+
+    def _begin(self, command: Sequence[str]) -> None:
+        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise ConfigError(
+                f"{self.folder} is not empty; continue the run in it with --resume, "
+                "or choose another folder"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write(self.folder / "config.toml", dump(self._run))
+        _write(self.folder / "run.json", _json(describe(self._run, command)))
+
+    def _continue(self, command: Sequence[str], step: int) -> None:
+        config = self.folder / "config.toml"
+        if not config.is_file():
+            raise ConfigError(f"{self.folder} holds no run to resume; start it without --resume")
+        before, now = flat(load_run(config)), flat(self._run)
+        for name in sorted({*before, *now}):
+            if before.get(name) != now.get(name) and not name.startswith(MAY_CHANGE):
+                raise ConfigError(
+                    f"{self.folder} was started with {name} = {before.get(name)!r}, not "
+                    f"{now.get(name)!r}; resume it unchanged, or start another folder"
+                )
+        _write(config, dump(self._run))
+        about = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        again = {"from_step": step, **describe(self._run, command)}
+        about["resumed"] = [*about.get("resumed", []), again]
+        _write(self.folder / "run.json", _json(about))
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            rows = [row for row in read_metrics(self.folder / name) if row["step"] <= step]
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+            _write(self.folder / name, "".join(lines))
+        _write(self.folder / "samples.md", "".join(_as_markdown(row) for row in rows))
+
+
+def describe(run: Run, command: Sequence[str]) -> dict[str, Any]:
+    """What a reader needs to repeat a run: seed, command, code, libraries, machine (unnamed)."""
+    return {
+        "started": _now(),
+        "command": shlex.join([Path(command[0]).name, *command[1:]]) if command else "",
+        "seed": run.seed,
+        "memory_r1": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "libraries": _versions("torch", "transformers", "tokenizers", "peft", "numpy"),
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "cpus": os.cpu_count(),
+            "gpus": _gpus(),
+        },
+    }
+
+
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    console: Console | None = None,
+) -> None:
+    """A table on stdout: names left, numbers right, fractions with three decimals."""
+    table = Table(title=title, title_justify="left")
+    cells = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in r] for r in rows]
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left")
+    for row in cells:
+        table.add_row(*row)
+    (console or Console()).print(table, markup=False)
+
+
+class _Progress:
+    """A bar on a terminal, else a line every few seconds; both with the time that is left."""
+
+    def __init__(self, done: int, total: int, console: Console | None) -> None:
+        self.console = console or Console(stderr=True)
+        self._first, self._total = done, total
+        self._started = time.monotonic()
+        self._last_line = -math.inf
+        self._bar = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[now]}", markup=False),
+            console=self.console,
+            refresh_per_second=2,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total, completed=done, now="")
+
+    def start(self) -> None:
+        self._started = time.monotonic()
+        self._bar.start()
+
+    def stop(self) -> None:
+        self._bar.stop()
+
+    def update(self, step: int, row: Mapping[str, Any]) -> None:
+        elapsed = time.monotonic() - self._started
+        left = elapsed / max(step - self._first, 1) * (self._total - step)
+        for name, called in (("reward_mean", "reward"), ("loss", "loss")):
+            if row.get(name) is not None:
+                now = f"{called} {row[name]:.3f}  {_duration(left)} left"
+                break
+        else:
+            now = f"{_duration(left)} left"
+        if self.console.is_terminal:
+            self._bar.update(self._task, completed=step, now=now)
+        elif elapsed - self._last_line >= PLAIN_SECONDS or step == self._total:
+            self._last_line = elapsed
+            self.console.print(f"step {step}/{self._total}  {now}", highlight=False)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes}:{rest:02}"
+
+
+def _as_markdown(row: Mapping[str, Any]) -> str:
+    reward = "none" if row["reward"] is None else f"{row['reward']:.3f}"
+    parts = [f"## Step {row['step']}, {row['about']}: reward {reward}\n"]
+    for name in ("prompt", "completion"):
+        # Longer than any run of backticks inside, so that the text cannot end its own fence.
+        runs = [len(part) for part in _backticks(row[name])]
+        fence = "`" * max(3, 1 + max(runs, default=0))
+        parts.append(f"{name.capitalize()}\n\n{fence}text\n{row[name]}\n{fence}\n")
+    parts += [f"- {name}: {value}" for name, value in row["details"].items()]
+    return "\n".join(parts) + "\n\n"
+
+
+def _backticks(text: str) -> list[str]:
+    return "".join(c if c == "`" else " " for c in text).split()
+
+
+def _number(value: float | None) -> float | None:
+    """A plain finite number: JSON has no NaN, and numpy's and torch's numbers are not JSON."""
+    if value is None or not math.isfinite(value):
+        return None
+    return value if isinstance(value, int) else float(value)
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it or nothing: under a temporary name first."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str | None:
+    """The commit of the code that runs; None where it is not under version control."""
+    here = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(here.parent), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # Installed inside somebody's own repository, the package is not a file of it.
+    if not shutil.which("git") or git("ls-files", "--error-unmatch", here.name) is None:
+        return None
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return f"{git('rev-parse', 'HEAD')}{' with local changes' if changed else ''}"
+
+
+def _gpus() -> list[str]:
+    """Names of the GPUs, asked of the driver because this module does without torch."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.split("\n")[:-1] if done.returncode == 0 else []
