@@ -276,9 +276,12 @@ class SqliteStore:
         with self._lock, self._one_view():
             for key, value in self._run("SELECT key, value FROM meta"):
                 twin.set_meta(key, value)
-            for entry in self.entries(owner, superseded=True):
-                for version in self._bodies(owner, entry.id):
-                    twin.put(version, self.vector(owner, version.id, version.version))
+            for body, vector in self._run(
+                "SELECT body, vector FROM versions WHERE owner = ? ORDER BY id, version",
+                self._number(owner)[0],
+            ):
+                entry = codec.entry_from_json(codec.unpack(body), owner)
+                twin.put(entry, np.frombuffer(vector, _FLOAT32))
             for message in self.messages(owner):
                 twin.add_message(message)
             for row in self.journal(owner):
