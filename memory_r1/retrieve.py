@@ -123,7 +123,8 @@ def _standardised(scores: Floats) -> Floats:
     # Equal float32 scores can be a rounding error apart.
     if spread < 1e-6:
         return np.zeros_like(scores)
-    return ((scores - scores.mean()) / spread).astype(np.float32)
+    standardised: Floats = (scores - scores.mean()) / np.float32(spread)
+    return standardised
 
 
 def _context(index: Index, scores: Floats) -> tuple[Floats, Floats]:

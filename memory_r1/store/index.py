@@ -74,8 +74,9 @@ class Index:
 
     @property
     def speakers(self) -> list[str]:
-        """Every speaker met so far."""
-        return [name for name in self._speaker_codes if name]
+        """Whose entries these are, in alphabetical order."""
+        counts = np.bincount(self._rows.view[:, 2], minlength=len(self._speaker_codes))
+        return sorted(name for name, code in self._speaker_codes.items() if name and counts[code])
 
     def spoken_by(self, speaker: str) -> Mask:
         """(n,) True for the entries of this speaker."""

@@ -1,0 +1,141 @@
+"""The column index: scores by hand, and any history of changes equal to a fresh start."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memory_r1.errors import StoreError, UnknownEntry
+from memory_r1.store.index import Index
+from memory_r1.text import terms
+from memory_r1.types import Entry, Owner
+
+NOW = datetime(2024, 5, 1, tzinfo=UTC)
+
+
+def entry(entry_id: str, text: str, speaker: str = "Ann", sources: tuple[str, ...] = ()) -> Entry:
+    return Entry(entry_id, text, Owner("u"), NOW, speaker, sources)
+
+
+def filled(*entries: Entry) -> Index:
+    index = Index()
+    for one in entries:
+        index.put(one, vector_of(one.text))
+    return index
+
+
+def vector_of(text: str) -> np.ndarray:
+    return np.array([len(text), text.count("a"), 1], np.float32)
+
+
+def assert_same(one: Index, other: Index) -> None:
+    assert one.entries == other.entries
+    assert len(one) == len(other)
+    assert one.speakers == other.speakers
+    np.testing.assert_array_equal(one.sessions, other.sessions)
+    np.testing.assert_array_equal(one.turns, other.turns)
+    if len(other):
+        np.testing.assert_array_equal(one.vectors, other.vectors)
+    for query in ("cat", "dog runs", "cat cat bird", "xyz"):
+        np.testing.assert_allclose(one.bm25(terms(query)), other.bm25(terms(query)), rtol=1e-6)
+    for speaker in ("Ann", "Bo", "Cy"):
+        np.testing.assert_array_equal(one.spoken_by(speaker), other.spoken_by(speaker))
+
+
+def test_bm25_of_two_entries_by_hand():
+    index = filled(entry("a", "The cat sat"), entry("b", "dogs"))
+    # idf ln 2; "cat sat" is 4/3 of the mean length: 0.9 * (0.6 + 0.4 * 4/3) = 1.02 of damping
+    np.testing.assert_allclose(index.bm25(terms("a cat")), [0.6931472 * 1.9 / 2.02, 0], rtol=1e-5)
+
+
+def test_a_rare_word_counts_more_than_a_common_one_and_a_repeated_query_word_once():
+    index = filled(entry("a", "red car"), entry("b", "red bus"), entry("c", "red cab"))
+    car, bus, _ = index.bm25(terms("red car"))
+    assert car > 2 * bus > 0
+    np.testing.assert_array_equal(index.bm25(terms("car car")), index.bm25(terms("car")))
+
+
+def test_an_empty_index_answers():
+    index = Index()
+    assert index.entries == [] and len(index.bm25(("cat",))) == 0 and index.vectors.size == 0
+    assert index.speakers == [] and "a" not in index
+
+
+def test_entries_stand_in_the_order_of_their_ids_whatever_the_order_of_arrival():
+    one = filled(entry("c", "bird"), entry("a", "cat"), entry("b", "dog runs"))
+    other = filled(entry("a", "cat"), entry("b", "dog runs"), entry("c", "bird"))
+    assert_same(one, other)
+
+
+def test_the_place_is_that_of_the_latest_source():
+    index = filled(
+        entry("a", "x", sources=("D1:2", "D3:11")),
+        entry("b", "x", sources=("0192af",)),
+        entry("c", "x"),
+    )
+    assert index.sessions.tolist() == [3, -NOW.toordinal(), -NOW.toordinal()]
+    assert index.turns.tolist() == [11, -1, -1]
+
+
+def test_what_is_not_there_cannot_be_dropped():
+    with pytest.raises(UnknownEntry, match="'z'"):
+        filled(entry("a", "cat")).drop("z")
+
+
+def test_vectors_of_another_embedder_are_refused_and_change_nothing():
+    index = filled(entry("a", "cat"))
+    with pytest.raises(StoreError, match="re-embed"):
+        index.put(entry("b", "dog"), np.zeros(7, np.float32))
+    assert_same(index, filled(entry("a", "cat")))
+
+
+def test_a_copy_and_its_original_go_their_own_ways():
+    original = filled(entry("a", "cat"), entry("b", "dog"))
+    copy = original.copy()
+    second = copy.copy()
+    copy.put(entry("a", "bird", "Bo"), vector_of("bird"))
+    copy.put(entry("c", "dog runs"), vector_of("dog runs"))
+    original.drop("b")
+    assert_same(original, filled(entry("a", "cat")))
+    assert_same(copy, filled(entry("a", "bird", "Bo"), entry("b", "dog"), entry("c", "dog runs")))
+    assert_same(second, filled(entry("a", "cat"), entry("b", "dog")))
+
+
+ENTRY = st.builds(
+    entry,
+    st.sampled_from("abcdefgh"),
+    st.lists(st.sampled_from("cat dog bird runs the 7".split()), max_size=6).map(" ".join),
+    st.sampled_from(["", "Ann", "Bo"]),
+    st.sampled_from([(), ("D1:2",), ("D2:1", "D2:3"), ("m7",)]),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("put"), st.integers(0, 2), ENTRY),
+            st.tuples(st.just("drop"), st.integers(0, 2), st.sampled_from("abcdefgh")),
+            st.tuples(st.just("copy"), st.integers(0, 2), st.integers(0, 2)),
+        ),
+        max_size=40,
+    )
+)
+def test_any_history_of_puts_drops_and_copies_equals_an_index_built_anew(history):
+    indexes = [Index(), Index(), Index()]
+    believed: list[dict[str, Entry]] = [{}, {}, {}]
+    for action, at, what in history:
+        if action == "put":
+            indexes[at].put(what, vector_of(what.text))
+            believed[at][what.id] = what
+        elif action == "copy":
+            indexes[what], believed[what] = indexes[at].copy(), dict(believed[at])
+        elif what in believed[at]:
+            indexes[at].drop(what)
+            del believed[at][what]
+    for index, entries in zip(indexes, believed, strict=True):
+        assert_same(index, filled(*(entries[key] for key in sorted(entries))))
