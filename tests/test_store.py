@@ -632,6 +632,22 @@ def test_forgotten_text_is_nowhere_in_the_files(path):
     other.close()
 
 
+def test_forget_says_when_a_reader_keeps_the_erased_text_in_the_log(path):
+    store = SqliteStore(path, timeout=0.05)
+    store.put(entry("a", "the secret is 4711"), EAST)
+    reader = sqlite3.connect(path, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM versions").fetchone()
+    with pytest.raises(StoreError, match="are erased, but .* call forget again"):
+        store.forget(ANNA)
+    assert store.entries(ANNA, superseded=True) == []
+    store.put(entry("b", owner=BEN), EAST)  # later writes are not held up by it
+    reader.close()
+    store.forget(ANNA)
+    assert not any(b"secret" in file.read_bytes() for file in path.parent.iterdir())
+    store.close()
+
+
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(StoreError, match="no folder .*nowhere; create it"):
         open_store(tmp_path / "nowhere" / "memory.db")

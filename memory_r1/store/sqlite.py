@@ -66,6 +66,7 @@ class SqliteStore:
                 self._run(f"RELEASE nested_{depth}" if depth else "COMMIT")
             except BaseException:
                 self._indexes.clear()  # they may have seen what is now taken back
+                self._wipe_log &= bool(depth)
                 with suppress(StoreError):  # the reason for it matters more, and is raised
                     self._run(f"ROLLBACK TO nested_{depth}" if depth else "ROLLBACK")
                     if depth:
@@ -384,10 +385,10 @@ class SqliteStore:
 
     def _empty_log(self) -> None:
         """The write-ahead log still holds what was erased; it is emptied after a `forget`."""
+        self._wipe_log = False
         ((busy, _, _),) = self._run("PRAGMA wal_checkpoint(TRUNCATE)")
         if busy:
             raise StoreError(
                 f"the memories are erased, but another process is reading {self._path}, so their "
                 "text is still in its -wal file; call forget again when that process is done"
             )
-        self._wipe_log = False
