@@ -44,9 +44,11 @@ CATEGORY = {
 }
 """LoCoMo's category number for each kind of question."""
 
-_LEADS = ("Hey {q}!", "Guess what!", "By the way,", "You know,", "I have news!", "Well,")
-_TAILS = ("It is great.", "What do you think?", "I am so happy.", "That was a surprise.")
-_CHAT = (
+WorldWords = Literal["train", "unseen", "mixed"]
+
+LEADS = ("Hey {q}!", "Guess what!", "By the way,", "You know,", "I have news!", "Well,")
+TAILS = ("It is great.", "What do you think?", "I am so happy.", "That was a surprise.")
+CHAT = (
     "How are you?",
     "That sounds great, {q}!",
     "Good to hear from you.",
@@ -86,7 +88,7 @@ class WorldConfig:
     """How many dialogues, each with people of its own."""
     sessions: int = 4
     """Sessions per dialogue, days to weeks apart."""
-    words: Literal["train", "unseen", "mixed"] = "train"
+    words: WorldWords = "train"
     """Names and values: those known from training, held out from it, or training's mixed half and
     half with invented ones (what the tiny model's warm start reads)."""
     threads: int = 9
@@ -147,6 +149,18 @@ class _Thread:
     """The dia_ids where it was told, filled when the dialogue is laid out."""
 
 
+@dataclass(frozen=True)
+class Step:
+    """One fact being told, and what was right to remember before it."""
+
+    thread: int
+    told: Told
+    speaker: str
+    text: str
+    said: datetime
+    before: tuple[Item, ...]
+
+
 def write_day(day: date) -> str:
     """A date as worlds write it: "7 May 2023"."""
     return f"{day.day} {MONTHS[day.month - 1]} {day.year}"
@@ -158,14 +172,16 @@ def _stamp(moment: datetime) -> str:
     return f"{hour}:{moment.minute:02d} {half} on {moment.day} {MONTHS[moment.month - 1]}, {moment.year}"
 
 
-class _Builder:
-    """Builds one dialogue."""
+class Builder:
+    """Builds one dialogue; afterwards `log` and `chat` tell what was said and why."""
 
     def __init__(self, config: WorldConfig, number: int) -> None:
         self.config = config
         self.id = f"world-{config.words}-{config.seed}-{number:03d}"
         self.rng = random.Random(f"{config.seed}/{config.words}/{number}")
         self.taken: set[str] = set()
+        self.log: list[Step] = []
+        self.chat: list[tuple[str, str, datetime]] = []
         self.people = [self.value("person") for _ in range(2 + config.friends)]
 
     def value(self, kind: str) -> str:
@@ -269,12 +285,12 @@ class _Builder:
             wordings = topic.told_bare
         words = self.rng.choice(wordings).format(v=item.values[0] if item.values else "", when=when)
         if self.rng.random() < 0.3:
-            lead = self.rng.choice(_LEADS).format(q=other)
+            lead = self.rng.choice(LEADS).format(q=other)
             if lead.endswith(",") and not words.startswith("I "):
                 words = words[0].lower() + words[1:]
             words = f"{lead} {words}"
         if self.rng.random() < 0.2:
-            words += " " + self.rng.choice(_TAILS)
+            words += " " + self.rng.choice(TAILS)
         return told, words
 
     def build(self) -> dict[str, Any]:
@@ -298,7 +314,7 @@ class _Builder:
                 )
                 return turns[-1]["dia_id"]
 
-            add(speakers[0], f"Hi {speakers[1]}! " + self.rng.choice(_CHAT).format(q=speakers[1]))
+            add(speakers[0], f"Hi {speakers[1]}! " + self.rng.choice(CHAT).format(q=speakers[1]))
             for _, i, step in schedule[(number - 1) * per_session : number * per_session]:
                 thread = threads[i]
                 speaker = thread.person if thread.person in speakers else self.rng.choice(speakers)
@@ -308,11 +324,13 @@ class _Builder:
                 )
                 dia_id = add(speaker, words)
                 thread.turns.append(dia_id)
+                self.log.append(Step(i, told, speaker, words, moment, tuple(items)))
                 best = right(told, items)
                 items = apply_right(best, items)
                 events.append(_event(dia_id, thread, told, best))
                 if self.rng.random() < self.config.chat:
-                    add(other, self.rng.choice(_CHAT).format(q=speaker))
+                    self.chat.append((other, self.rng.choice(CHAT).format(q=speaker), moment))
+                    add(*self.chat[-1][:2])
             conversation[f"session_{number}_date_time"] = _stamp(moment)
             conversation[f"session_{number}"] = turns
         return {
@@ -407,7 +425,7 @@ def _event(dia_id: str, thread: _Thread, told: Told, best: Right) -> dict[str, A
 def generate(config: WorldConfig) -> list[dict[str, Any]]:
     """Dialogues as LoCoMo writes them; `world` and the questions' `kind`, `phenomenon`,
     `accepted` and `id` are additions of ours."""
-    return [_Builder(config, number).build() for number in range(config.dialogues)]
+    return [Builder(config, number).build() for number in range(config.dialogues)]
 
 
 def write(config: WorldConfig, path: Path) -> dict[str, int]:

@@ -1,0 +1,149 @@
+"""Trees of tokens -> tensors: one prefix, many branches that don't see each other.
+
+A prompt and its completions share one prefix (GRPO, PPO); a memory and several questions on it
+share one as well (the tiny model's warm start). The prefix is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A continuation of a prefix. The first `given` tokens are input only; the rest is learned."""
+
+    ids: tuple[int, ...]
+    given: int = 0
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A prefix (at least one token) and its branches (each with at least one learned token)."""
+
+    prefix: tuple[int, ...]
+    branches: tuple[Branch, ...]
+
+    @property
+    def size(self) -> int:
+        """Tokens in the packed sequence."""
+        return len(self.prefix) + sum(len(branch.ids) for branch in self.branches)
+
+
+class Packed(NamedTuple):
+    """Trees packed one per row, and where the learned tokens are."""
+
+    ids: Tensor  # (rows, width)
+    positions: Tensor  # (rows, width), restarting after the prefix in every branch
+    segments: Tensor  # (rows, width): 0 prefix, 1.. branch, -1 padding
+    row: Tensor  # (targets,) row of each learned token
+    parent: Tensor  # (targets,) column whose output predicts it
+    target: Tensor  # (targets,) its id
+    branch: Tensor  # (targets,) number of its branch, counted over all rows in order
+    offset: Tensor  # (targets,) how many learned tokens of the branch come before it
+
+
+def pack(trees: Sequence[Tree], pad: int, device: torch.device | str = "cpu") -> Packed:
+    """Lay trees out in rows as wide as the largest tree."""
+    width = max(tree.size for tree in trees)
+    ids = torch.full((len(trees), width), pad)
+    positions = torch.zeros((len(trees), width), dtype=torch.long)
+    segments = torch.full((len(trees), width), -1)
+    rows: list[int] = []
+    parents: list[int] = []
+    targets: list[int] = []
+    numbers: list[int] = []
+    offsets: list[int] = []
+    number = 0
+    for r, tree in enumerate(trees):
+        start = len(tree.prefix)
+        flat, where, which = list(tree.prefix), list(range(start)), [0] * start
+        for b, branch in enumerate(tree.branches, 1):
+            begin, n = len(flat), len(branch.ids)
+            flat += branch.ids
+            where += range(start, start + n)
+            which += [b] * n
+            learned = n - branch.given
+            rows += [r] * learned
+            parents += [begin + k - 1 if k else start - 1 for k in range(branch.given, n)]
+            targets += branch.ids[branch.given :]
+            numbers += [number] * learned
+            offsets += range(learned)
+            number += 1
+        ids[r, : len(flat)] = torch.tensor(flat)
+        positions[r, : len(flat)] = torch.tensor(where)
+        segments[r, : len(flat)] = torch.tensor(which)
+    columns = [torch.tensor(c) for c in (rows, parents, targets, numbers, offsets)]
+    return Packed(*(t.to(device) for t in (ids, positions, segments, *columns)))
+
+
+def attention_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
+    """Who sees whom: (rows, width) segments -> (rows, 1, width, width), added to the scores.
+
+    A token sees itself and what stands before it in the prefix and in its own branch. Padding
+    sees itself alone, so that no row of the softmax is empty.
+    """
+    width = segments.shape[1]
+    causal = torch.ones((width, width), dtype=torch.bool, device=segments.device).tril()
+    same = segments[:, :, None] == segments[:, None, :]
+    seen = causal & (same | (segments == 0)[:, None, :]) & (segments != -1)[:, None, :]
+    seen |= torch.eye(width, dtype=torch.bool, device=segments.device)
+    mask = torch.zeros(seen.shape, dtype=dtype, device=segments.device)
+    return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
+
+def lean_attention(
+    module: nn.Module,
+    query: Tensor,  # (rows, heads, width, head size)
+    key: Tensor,  # (rows, key heads, width, head size)
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """Plain attention without a detour through fp32; on CPU faster than SDPA with a mask."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
+    scores = torch.matmul(query * scaling, key.transpose(2, 3)) + attention_mask
+    return torch.matmul(scores.softmax(-1), value).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register("lean", lean_attention)
+
+
+def hidden_states(backbone: nn.Module, packed: Packed, dtype: torch.dtype) -> Tensor:
+    """Outputs that predict the learned tokens: (targets, hidden).
+
+    `dtype` is the one attention is computed in (that of autocast, where it is on).
+    """
+    output = backbone(
+        input_ids=packed.ids,
+        attention_mask=attention_mask(packed.segments, dtype),
+        position_ids=packed.positions,
+        use_cache=False,
+    ).last_hidden_state  # (rows, width, hidden)
+    chosen: Tensor = output[packed.row, packed.parent]
+    return chosen
+
+
+def by_tokens(trees: Sequence[Tree], budget: int) -> Iterator[list[int]]:
+    """Micro-batches: positions of trees in `trees`, alike in size, at most `budget` padded tokens.
+
+    A tree larger than the budget travels alone.
+    """
+    batch: list[int] = []
+    for i in sorted(range(len(trees)), key=lambda i: -trees[i].size):
+        if batch and (len(batch) + 1) * trees[batch[0]].size > budget:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch

@@ -1,0 +1,172 @@
+"""The tiny model's warm start: supervised lessons from the world, packed as trees.
+
+Muon on the matrices and AdamW on the rest beat AdamW alone at equal time; both rates decay along
+a cosine from the start, because a constant one left the model restless.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from memory_r1.train.batch import Branch, Packed, Tree, by_tokens, hidden_states, pack
+from memory_r1.train.lessons import Lesson, Teacher, Vice
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast: tokens seen, tokens per step, peak rates, warm-up steps."""
+
+    tokens: int
+    tokens_per_step: int
+    muon_lr: float
+    adam_lr: float
+    warmup: int = 50
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in the whole training."""
+        return max(1, self.tokens // self.tokens_per_step)
+
+    def share(self, step: int) -> float:
+        """The share of the peak rate at a step: linear warm-up, then a cosine to a fiftieth."""
+        done = step / self.steps
+        return min(1.0, (step + 1) / self.warmup) * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
+
+
+def tree_of(lesson: Lesson, tokenizer: Any) -> Tree:
+    """A lesson in tokens; every reply ends with the end token, which is learned too."""
+    texts = [lesson.prefix, *(part for branch in lesson.branches for part in branch)]
+    prefix, *parts = tokenizer(texts)["input_ids"]
+    end = tokenizer.eos_token_id
+    branches = [
+        Branch((*given, *reply, end), len(given))
+        for given, reply in zip(parts[::2], parts[1::2], strict=True)
+    ]
+    return Tree(tuple(prefix), tuple(branches))
+
+
+def optimizers(model: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for embeddings, norms and biases."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=schedule.muon_lr, momentum=0.95, weight_decay=0.0),
+        torch.optim.AdamW(rest, lr=schedule.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def deciding(packed: Packed, markers: Tensor) -> Tensor:
+    """Weights of the learned tokens: 2 where the reply decides (its first token, and what follows
+    a label: another memory or the answer), else 1. (targets,)"""
+    heavy = (packed.offset == 0) | torch.isin(packed.target, markers)
+    return 1.0 + heavy.float()
+
+
+def steps(
+    model: nn.Module, tokenizer: Any, teacher: Teacher, schedule: Schedule, *, bf16: bool, micro: int
+) -> Iterator[dict[str, float]]:
+    """Teach, yielding the metrics of each step. `micro`: most padded tokens in one forward pass.
+
+    In a process group every rank reads lessons of its own (give each its own teacher) and the
+    gradients are summed: two processes of one thread each are faster on two cores than one
+    process of two threads, and don't stall when something else takes a core.
+    """
+    device = next(model.parameters()).device
+    optimizer_list = optimizers(model, schedule)
+    markers = torch.tensor(tokenizer.convert_tokens_to_ids(["=>", ","]), device=device)
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    seen = 0
+    for step in range(schedule.steps):
+        trees: list[Tree] = []
+        while sum(tree.size for tree in trees) < schedule.tokens_per_step / ranks:
+            trees += [tree_of(x, tokenizer) for x in teacher.lessons(step / schedule.steps)]
+        counts = torch.tensor(
+            [
+                sum(tree.size for tree in trees),
+                sum(len(b.ids) - b.given for tree in trees for b in tree.branches),
+            ],
+            device=device,
+        )
+        _sum_over_ranks(counts)
+        seen += int(counts[0])
+        total = torch.zeros((), device=device)
+        for members in by_tokens(trees, micro):
+            packed = pack([trees[i] for i in members], tokenizer.pad_token_id, device)
+            logits = reply_logits(model, packed, bf16)
+            weights = deciding(packed, markers)
+            losses = cross_entropy(logits.float(), packed.target, reduction="none")
+            loss = (losses * weights).sum() / counts[1]
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        _sum_over_ranks(total, *(p.grad for p in model.parameters() if p.grad is not None))
+        norm = float(nn.utils.clip_grad_norm_(model.parameters(), 1.0))
+        share = schedule.share(step)
+        for optimizer, lr in zip(
+            optimizer_list, (schedule.muon_lr, schedule.adam_lr), strict=True
+        ):
+            optimizer.param_groups[0]["lr"] = lr * share
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        yield {"step": step, "tokens": seen, "loss": float(total), "grad_norm": norm, "lr_share": share}
+
+
+def _sum_over_ranks(*tensors: Tensor) -> None:
+    if dist.is_initialized():
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+
+
+def reply_logits(model: Any, packed: Packed, bf16: bool) -> Tensor:
+    """Logits that predict the learned tokens: (targets, vocabulary)."""
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    with torch.autocast(packed.ids.device.type, dtype=torch.bfloat16, enabled=bf16):
+        logits: Tensor = model.lm_head(hidden_states(model.model, packed, dtype))
+    return logits
+
+
+@torch.no_grad()
+def exact_replies(
+    model: Any, tokenizer: Any, *, words: str, seed: int, dialogues: int, micro: int, bf16: bool
+) -> dict[str, float]:
+    """Share of whole replies a greedy decoder would get exactly right, by role.
+
+    Asked of fresh dialogues and a teacher without vice; a reply is greedily right when every one
+    of its tokens is the most likely one after the right tokens before it.
+    """
+    teacher = Teacher(seed, Vice(0, 0, 0, 0), words=words)
+    lessons = [lesson for _ in range(dialogues) for lesson in teacher.lessons(1.0)]
+    right: dict[str, list[bool]] = {}
+    trees = [tree_of(lesson, tokenizer) for lesson in lessons]
+    for members in by_tokens(trees, micro):
+        packed = pack(
+            [trees[i] for i in members], tokenizer.pad_token_id, next(model.parameters()).device
+        )
+        wrong = reply_logits(model, packed, bf16).argmax(-1) != packed.target
+        branches = torch.zeros(int(packed.branch.max()) + 1, device=wrong.device)
+        branches.index_add_(0, packed.branch, wrong.float())
+        verdicts = iter((branches == 0).tolist())
+        for i in members:
+            for _, reply in lessons[i].branches:
+                verdict = next(verdicts)
+                for name in _names(lessons[i].role, reply):
+                    right.setdefault(name, []).append(verdict)
+    return {name: sum(of) / len(of) for name, of in sorted(right.items())}
+
+
+def _names(role: str, reply: str) -> list[str]:
+    if role == "manage":
+        return [role, f"manage/{reply.partition('=> ')[2].split()[0]}"]
+    if role == "answer":
+        pointer = reply.partition(" =>")[0]
+        kind = "absent" if pointer == "nothing" else "several" if "> ," in pointer else "one"
+        return [role, f"answer/{kind}"]
+    return [role]
