@@ -462,7 +462,7 @@ def lasting(tmp_path_factory):
 
 @given(data=st.data(), owner=owners)
 @settings(
-    max_examples=80,
+    max_examples=40,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -482,7 +482,7 @@ def test_what_sqlite_is_given_comes_back_exactly(lasting, data, owner):
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["put", "end", "remove"]))))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_the_index_always_agrees_with_the_entries_and_both_stores_with_each_other(steps):
     with tempfile.TemporaryDirectory() as folder:
         ram, file = RamStore(), SqliteStore(Path(folder) / "memory.db")
