@@ -204,6 +204,8 @@ def test_a_file_that_is_something_else_is_named_for_what_it_is(read, content, sa
         ({"qa": [qa(), {"question": "?", "category": 4}]}, "d-1 qa #1: 'answer' is missing"),
         ({"qa": [{"answer": "x", "category": 4}]}, "d-1 qa #0: 'question' is missing"),
         ({"qa": [qa(category=7)]}, "d-1 qa #0: category is 7"),
+        ({"qa": [qa(accepted="y")]}, "d-1 qa #0: 'accepted' should be a list, found str"),
+        ({"observation": {"session_1_observation": {"Ann": 3}}}, "'Ann' should be a list"),
         (
             {"conversation": {"session_1": [{"speaker": "A", "dia_id": "D1:1"}]}},
             "d-1 session 1, turn 1: 'text' is missing",

@@ -252,7 +252,9 @@ def _answers(
 ) -> tuple[str, tuple[str, ...]]:
     """The gold answer and the further accepted ones."""
     answer = record.get("answer")
-    accepted = tuple(str(other) for other in record.get("accepted") or ())
+    accepted: tuple[str, ...] = ()
+    if "accepted" in record:
+        accepted = tuple(map(str, _field(record, "accepted", list, where)))
     if category == ADVERSARIAL:
         if answer is None or str(answer) == NOT_MENTIONED:
             return NOT_MENTIONED, accepted
@@ -295,7 +297,7 @@ def _observations(
     records: Mapping[str, Any], sample_id: str, turn_ids: set[str], report: Report
 ) -> tuple[Observation, ...]:
     observations = []
-    for session, speaker, i, item in _observed(records):
+    for session, speaker, i, item in _observed(records, sample_id):
         where = f"{sample_id} observation, session {session}, {speaker} #{i}"
         match item:
             case [str(text), sources]:
@@ -310,12 +312,13 @@ def _observations(
     return tuple(observations)
 
 
-def _observed(records: Mapping[str, Any]) -> Iterable[tuple[int, str, int, Any]]:
+def _observed(records: Mapping[str, Any], where: str) -> Iterable[tuple[int, str, int, Any]]:
     """(session, speaker, number, item) of every observation, oldest first."""
     sessions = ((re.fullmatch(r"session_(\d+)_observation", key), key) for key in records)
     for session, key in sorted((int(match[1]), key) for match, key in sessions if match):
-        for speaker, items in _field(records, key, dict, "observation").items():
-            for i, item in enumerate(items):
+        said = _field(records, key, dict, where)
+        for speaker in said:
+            for i, item in enumerate(_field(said, speaker, list, f"{where} {key}")):
                 yield session, speaker, i, item
 
 
