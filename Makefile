@@ -4,6 +4,8 @@
 #   make test         the suite without its slow tests
 #   make test-all     the whole suite
 #   make check        formatting, lint, types
+#   make format       the same, mended
+#   make docs         docs/cli.md, from the program's own help
 #
 # torch comes from the package index pip is set up with. Where that would bring the large CUDA
 # build, ask for PyTorch's own CPU index:
@@ -19,7 +21,7 @@ export PYTHONHASHSEED ?= 0
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: quickstart test test-all check format install clean help
+.PHONY: help quickstart test test-all check format docs install clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -41,6 +43,9 @@ check: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(INSTALLED)
+	$(BIN)/python tests/test_docs.py
 
 install: $(INSTALLED)
 

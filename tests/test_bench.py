@@ -327,7 +327,7 @@ def test_an_interrupted_command_says_how_to_go_on(command, data, tmp_path, monke
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands_bench, "run", interrupted)
+    monkeypatch.setattr("memory_r1.bench.run.run", interrupted)
     result = command("locomo", "--data", data, "--out", tmp_path / "o")
     assert result.exit_code == 130
     assert "the same command goes on" in result.stderr

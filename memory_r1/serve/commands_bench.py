@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
-from rich.console import Console
 
-from memory_r1.bench.baselines import open_system
-from memory_r1.bench.report import Watch, print_scores
-from memory_r1.bench.run import Plan, run
-from memory_r1.bench.score import Benchmark
-from memory_r1.data import Split
+from memory_r1.serve.console import AsJson, answer_json, explain
+
+if TYPE_CHECKING:
+    from memory_r1.bench.score import Benchmark
+    from memory_r1.data import Split
 
 
 def register(app: typer.Typer) -> None:
@@ -48,23 +46,27 @@ def bench(
         typer.Option(help="Show the best N of each speaker; the paper's protocol is 30."),
     ] = None,
     batch: Annotated[int, typer.Option(help="Questions asked at once; 1 to time them.")] = 32,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print scores.json instead of tables.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Play a system over BENCHMARK, turn by turn, then ask its questions and score the answers.
 
     OUT receives predictions.jsonl (one line per question), scores.json and the banks. A run that
     was stopped goes on when the same command is given again.
     """
+    from rich.console import Console
+
+    from memory_r1.bench.baselines import open_system
+    from memory_r1.bench.report import Watch, print_scores
+    from memory_r1.bench.run import Plan, run
+
     plan = Plan(
-        benchmark=cast(Benchmark, benchmark),  # Plan refuses others, in a sentence
+        benchmark=cast("Benchmark", benchmark),  # Plan refuses others, in a sentence
         data=data,
         out=out,
         system=system,
         manager=manager,
         answer=answer,
-        split=cast(Split, split),
+        split=cast("Split", split),
         limit=limit,
         k=k,
         per_speaker=per_speaker,
@@ -74,10 +76,10 @@ def bench(
         with Watch(Console(stderr=True)) as watch:
             scores = run(plan, open_system(system, manager, answer), progress=watch)
     except KeyboardInterrupt:
-        typer.echo(f"Stopped. What is finished is in {out}; the same command goes on.", err=True)
+        explain(f"Stopped. What is finished is in {out}; the same command goes on.")
         raise typer.Exit(130) from None
     if as_json:
-        typer.echo(json.dumps(scores, indent=1))
+        answer_json(scores)
     else:
         console = Console()
         print_scores(scores, console)
