@@ -43,7 +43,7 @@ Then answer on a new line after "{MARKER}", in as few words as will do and never
 
 - A list or a number must take in every memory that counts; look for all of them.
 - Where memories disagree, the later one holds, unless the question is about the past.
-- Give dates as "7 May 2023", as exactly as the memories allow. Relative times in a memory count \
+- Give dates as "11 March 2021", as exactly as the memories allow. Relative times in a memory count \
 from its own date.
 - Use the words of the memories, no full sentence and no explanation.
 - If the memories only suggest an answer, give the likely one. If they hold nothing about it, \
@@ -118,7 +118,8 @@ def _short(answer: str) -> str:
     line = tidy(line).strip("*_` ")
     if len(line) > 1 and line[0] == line[-1] == '"' and '"' not in line[1:-1]:
         line = line[1:-1].strip()
-    return line[:-1].rstrip() if line.endswith(".") and not line.endswith("..") else line
+    ends_sentence = line.endswith(".") and "." not in line.split()[-1][:-1]  # not "8 p.m."
+    return line[:-1].rstrip() if ends_sentence else line
 
 
 _NUMBERS = re.compile(

@@ -53,8 +53,8 @@ possessions, work, health, tastes, opinions, reasons, numbers, names.
 How to write a fact:
 - One statement per fact, at most 20 words, clear to a reader who never saw the conversation.
 - Name the person instead of writing "I", "she" or "they"; name the thing instead of "it".
-- Turn relative times into dates, counted from the date of the message: said on 8 May 2023, \
-"yesterday" is 7 May 2023, "last week" is the week before 8 May 2023.
+- Turn relative times into dates, counted from the date of the message: said on 12 March 2021, \
+"yesterday" is 11 March 2021, "last week" is the week before 12 March 2021.
 - Keep names, numbers and titles exactly; write in the language of the message.
 - What a shared picture shows counts when it tells something about the speaker.
 - Greetings, thanks, praise and questions hold no facts. Use the earlier messages only to \

@@ -32,7 +32,7 @@ def open_agents(name: str | None) -> Agents:
     """
     if name is None or name == "rules":
         return Agents()
-    if (Path(name) / ROLES_FILE).is_file():
+    if name and (Path(name) / ROLES_FILE).is_file():
         return _open_run(Path(name))
     llm = open_llm(name)
     return Agents(llm, llm, llm)
@@ -45,16 +45,14 @@ def open_llm(name: str) -> LLM:
     if name.startswith(("http://", "https://")):
         url, _, model = name.partition("#")
         return _open_service(model, url)
-    from memory_r1.llm.local import LocalLLM
-
-    if name in BUNDLED:
-        return LocalLLM(str(files("memory_r1") / "models" / name))
     if not name.strip() or (name.startswith((".", "/", "~")) and not Path(name).is_dir()):
         raise ConfigError(
             f"no model is called {name!r}; expected rules, {', '.join(BUNDLED)}, a folder, "
             "openai:MODEL, a URL with #MODEL, or a Hugging Face id"
         )
-    return LocalLLM(name)
+    from memory_r1.llm.local import LocalLLM
+
+    return LocalLLM(str(files("memory_r1") / "models" / name) if name in BUNDLED else name)
 
 
 def _open_service(model: str, url: str) -> LLM:

@@ -1,0 +1,303 @@
+"""Language models: a real HTTP server on this machine, scripts, and names."""
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from memory_r1.errors import ConfigError, DataError, MalformedReply, ModelUnavailable
+from memory_r1.llm import LLM, Agents, Call, ScriptedLLM, drive
+from memory_r1.llm import open as opening
+from memory_r1.llm.open import open_agents
+from memory_r1.llm.openai import OpenAILLM
+from memory_r1.types import Completion, Prompt
+
+HELLO = Prompt(
+    (
+        ("system", "Be brief."),
+        ("user", "Hello"),
+    )
+)
+KEY = "sk-very-secret"
+SCHEMA = {"type": "object"}
+
+
+class Server:
+    """An OpenAI-compatible server that does as `respond(body) -> (status, reply)` says."""
+
+    def __init__(self) -> None:
+        self.bodies: list[dict] = []
+        self.headers: list[dict] = []
+        self.extra: dict[str, str] = {}
+        self.respond = lambda body: (200, completion("Hi"))
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                outer.bodies.append(body)
+                outer.headers.append({name.lower(): v for name, v in self.headers.items()})
+                status, reply = outer.respond(body)
+                data = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
+                self.send_response(status)
+                for name, value in outer.extra.items():
+                    self.send_header(name, value)
+                self.send_header("content-length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *args):
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
+        self.thread = threading.Thread(target=self.http.serve_forever, args=(0.01,))
+        self.thread.start()
+
+    def close(self) -> None:
+        self.http.shutdown()
+        self.thread.join()
+        self.http.server_close()
+
+
+def completion(text, finish="stop"):
+    return {
+        "choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish}],
+        "usage": {"prompt_tokens": 11, "completion_tokens": 3},
+    }
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def waits():
+    return []
+
+
+@pytest.fixture
+def llm(server, waits):
+    llm = OpenAILLM("m", base_url=server.url + "/", api_key=KEY, sleep=waits.append, timeout=5)
+    yield llm
+    llm.close()
+
+
+def test_a_prompt_is_sent_and_the_reply_read(server, llm):
+    (said,) = llm.complete([HELLO], max_tokens=7)
+    assert said == Completion("Hi", 11, 3)
+    (body,) = server.bodies
+    assert body == {
+        "model": "m",
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Hello"},
+        ],
+        "max_tokens": 7,
+        "temperature": 0.0,
+    }
+    assert server.headers[0]["authorization"] == f"Bearer {KEY}"
+    assert isinstance(llm, LLM)
+
+
+def test_a_reply_that_was_cut_off_says_so(server, llm):
+    server.respond = lambda body: (200, completion("Hi the", "length"))
+    assert not llm.complete([HELLO])[0].finished
+
+
+def test_prompts_are_sent_together_and_replies_keep_their_order(server, llm):
+    def respond(body):
+        number = int(body["messages"][0]["content"])
+        time.sleep(0.02 * (8 - number))
+        return 200, completion(str(number))
+
+    server.respond = respond
+    began = time.perf_counter()
+    said = llm.complete([Prompt((("user", str(n)),)) for n in range(8)])
+    assert [completion.text for completion in said] == list("01234567")
+    assert time.perf_counter() - began < 0.5
+
+
+def test_a_busy_server_is_asked_again_with_growing_pauses(server, llm, waits):
+    statuses = iter([429, 503, 500, 200])
+    server.respond = lambda body: (next(statuses), completion("Hi"))
+    assert llm.complete([HELLO])[0].text == "Hi"
+    assert waits == [0.5, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(("wish", "wait"), [("7", 7), ("0.25", 0.25), ("9999", 60), ("Wed", 0.5)])
+def test_the_servers_wish_to_wait_is_granted_within_reason(server, llm, waits, wish, wait):
+    statuses = iter([429, 200])
+    server.extra = {"retry-after": wish}
+    server.respond = lambda body: (next(statuses), completion("Hi"))
+    llm.complete([HELLO])
+    assert waits == [wait]
+
+
+def test_a_server_that_stays_broken_is_unavailable_and_the_key_is_not_told(server, llm):
+    server.respond = lambda body: (500, {"error": f"bad key {KEY}"})
+    with pytest.raises(ModelUnavailable) as caught:
+        llm.complete([HELLO])
+    assert server.url in str(caught.value) and "500" in str(caught.value)
+    assert "5 attempts" in str(caught.value) and "OPENAI_BASE_URL" in str(caught.value)
+    assert KEY not in str(caught.value) + repr(llm)
+
+
+def test_a_wrong_key_is_not_tried_again(server, llm):
+    server.respond = lambda body: (401, {"error": "who are you"})
+    with pytest.raises(ModelUnavailable, match="who are you"):
+        llm.complete([HELLO])
+    assert len(server.bodies) == 1
+
+
+def test_nobody_listening_is_unavailable(server, waits):
+    server.http.server_close()
+    llm = OpenAILLM("m", base_url=server.url, retries=1, sleep=waits.append)
+    with pytest.raises(ModelUnavailable, match="2 attempts"):
+        llm.complete([HELLO])
+    with pytest.raises(ModelUnavailable, match="not valid|UnsupportedProtocol"):
+        OpenAILLM("m", base_url="nonsense", retries=0).complete([HELLO])
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        *(b"", b"<html>", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{"message": null}]}'),
+        *(b'{"choices": [{"message": {"content": 5}}]}', b"[" * 5000, b"\xff\xfe"),
+        b'{"choices": [{"message": {"content": "x"}}], "usage": {"prompt_tokens": "many"}}',
+        b'{"choices": [{"message": {"content": "x"}}], "usage": 7}',
+    ],
+)
+def test_what_is_no_chat_completion_is_unavailable(server, llm, reply):
+    server.respond = lambda body: (200, reply)
+    with pytest.raises(ModelUnavailable):
+        llm.complete([HELLO])
+
+
+def test_an_empty_content_is_an_empty_reply(server, llm):
+    server.respond = lambda body: (200, {"choices": [{"message": {"content": None}}]})
+    assert llm.complete([HELLO]) == [Completion("")]
+
+
+def test_a_schema_is_sent_once_and_left_out_for_good_when_refused(server, llm):
+    server.respond = lambda body: (
+        (400, {"error": "no schemas"}) if "response_format" in body else (200, completion("Hi"))
+    )
+    llm.complete([HELLO], schema=SCHEMA)
+    llm.complete([HELLO], schema=SCHEMA)
+    assert ["response_format" in body for body in server.bodies] == [True, False, False]
+    form = server.bodies[0]["response_format"]
+    assert form["type"] == "json_schema" and form["json_schema"]["schema"] == SCHEMA
+
+
+def test_a_schema_is_kept_when_it_was_not_to_blame(server, llm):
+    server.respond = lambda body: (404, {"error": "no such model"})
+    with pytest.raises(ModelUnavailable, match="no such model"):
+        llm.complete([HELLO], schema=SCHEMA)
+    server.respond = lambda body: (200, completion("Hi"))
+    llm.complete([HELLO], schema=SCHEMA)
+    assert "response_format" in server.bodies[-1]
+
+
+def test_a_model_that_takes_neither_temperature_nor_max_tokens_is_served(server, llm):
+    def respond(body):
+        if "max_tokens" in body:
+            return 400, {"error": "use 'max_completion_tokens' instead of 'max_tokens'"}
+        if "temperature" in body:
+            return 400, {"error": "'temperature' must be 1"}
+        return 200, completion("Hi")
+
+    server.respond = respond
+    llm.complete([HELLO], max_tokens=7)
+    llm.complete([HELLO], max_tokens=7)
+    assert len(server.bodies) == 4
+    assert server.bodies[-1]["max_completion_tokens"] == 7
+
+
+def test_a_script_replays_replies_and_is_loud_when_it_runs_out():
+    llm = ScriptedLLM(["a", "b"])
+    assert [c.text for c in llm.complete([HELLO, HELLO])] == ["a", "b"]
+    with pytest.raises(AssertionError, match="ran out at call 3"):
+        llm.complete([HELLO])
+    assert len(llm.prompts) == 3 and isinstance(llm, LLM)
+    assert ScriptedLLM(lambda prompt: prompt.text.upper()).complete([HELLO])[0].text[-5:] == "HELLO"
+
+
+def test_conversations_are_batched_by_role_and_round():
+    calls = []
+
+    class Counting(ScriptedLLM):
+        def complete(self, prompts, **options):
+            calls.append(len(prompts))
+            return super().complete(prompts, **options)
+
+    def talk(rounds):
+        said = []
+        for _ in range(rounds):
+            said.append((yield Call("answer", HELLO)).text)
+        return said
+
+    llm = Counting(lambda prompt: "x")
+    assert drive([talk(2), talk(0), talk(3)], Agents(answer=llm)) == [["x"] * 2, [], ["x"] * 3]
+    assert calls == [2, 2, 1]
+    with pytest.raises(ConfigError, match="answer"):
+        drive([talk(1)], Agents())
+
+
+def test_an_unreachable_model_reaches_only_those_who_asked_it():
+    def talk(role):
+        try:
+            return (yield Call(role, HELLO)).text
+        except ModelUnavailable:
+            return "gone"
+
+    agents = Agents(extract=ScriptedLLM([ModelUnavailable("down")]), answer=ScriptedLLM(["x"]))
+    assert drive([talk("extract"), talk("answer")], agents) == ["gone", "x"]
+
+
+def test_no_name_and_rules_are_no_model():
+    assert open_agents(None) == open_agents("rules") == Agents()
+
+
+def test_services_are_opened_by_name_or_url(monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:1/v1")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    agents = open_agents("openai:gpt")
+    assert agents.extract is agents.manage is agents.answer
+    assert (agents.answer.name, agents.answer.base_url) == ("gpt", "http://localhost:1/v1")
+    other = open_agents("http://localhost:2/v1/#org/model").answer
+    assert (other.name, other.base_url) == ("org/model", "http://localhost:2/v1")
+    for nameless in ("openai:", "http://localhost:2/v1"):
+        with pytest.raises(ConfigError, match="which model"):
+            open_agents(nameless)
+    for missing in ("", "./nowhere", "/nowhere"):
+        with pytest.raises(ConfigError, match="no model is called"):
+            open_agents(missing)
+
+
+def test_a_training_run_names_who_plays_which_role(tmp_path, monkeypatch):
+    monkeypatch.setattr(opening, "open_llm", lambda name: ScriptedLLM([], name=name))
+    (tmp_path / "manager").mkdir()
+    roles = {"extract": "tiny-base", "manage": "manager", "answer": "tiny-base"}
+    (tmp_path / "agents.json").write_text(json.dumps(roles))
+    agents = open_agents(str(tmp_path))
+    assert agents.extract is agents.answer and agents.extract.name == "tiny-base"
+    assert agents.manage.name == str(tmp_path / "manager")
+    (tmp_path / "agents.json").write_text('{"manage": "manager"}')
+    assert open_agents(str(tmp_path)).answer is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"boss": "x"}', '{"manage": 3}', "[" * 5000])
+def test_an_unusable_agents_file_is_refused(tmp_path, text):
+    (tmp_path / "agents.json").write_text(text)
+    with pytest.raises(DataError, match=r"agents\.json"):
+        open_agents(str(tmp_path))
+
+
+def test_a_malformed_reply_is_not_an_absent_model():
+    assert not issubclass(MalformedReply, ModelUnavailable)
