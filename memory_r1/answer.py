@@ -43,8 +43,8 @@ Then answer on a new line after "{MARKER}", in as few words as will do and never
 
 - A list or a number must take in every memory that counts; look for all of them.
 - Where memories disagree, the later one holds, unless the question is about the past.
-- Give dates as "11 March 2021", as exactly as the memories allow. Relative times in a memory count \
-from its own date.
+- Give dates as "11 March 2021", as exactly as the memories allow. Relative times in a memory \
+count from its own date.
 - Use the words of the memories, no full sentence and no explanation.
 - If the memories only suggest an answer, give the likely one. If they hold nothing about it, \
 write "{NOT_MENTIONED}".
