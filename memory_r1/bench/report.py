@@ -136,7 +136,8 @@ class Watch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bars.stop()
+        if self._console.is_terminal:
+            self._bars.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Note that `done` of `total` are finished; see `run.Progress`."""
