@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -45,11 +45,16 @@ def load(path: Path, report: Report) -> list[Dialogue]:
         data = [data]
     if not data:
         raise DataError(f"{path} holds an empty list; {SOURCE}")
+    return read(data, path.name, report)
+
+
+def read(records: Sequence[Any], name: str, report: Report) -> list[Dialogue]:
+    """Dialogues from records as the file holds them; `name` is what errors call their source."""
     dialogues: dict[str, Dialogue] = {}
-    for i, record in enumerate(data):
-        dialogue = _dialogue(record, f"{path.name}, dialogue {i}", report)
+    for i, record in enumerate(records):
+        dialogue = _dialogue(record, f"{name}, dialogue {i}", report)
         if dialogue.id in dialogues:
-            raise DataError(f"{path.name}, dialogue {i}: sample_id {dialogue.id!r} occurs twice")
+            raise DataError(f"{name}, dialogue {i}: sample_id {dialogue.id!r} occurs twice")
         dialogues[dialogue.id] = dialogue
     return list(dialogues.values())
 

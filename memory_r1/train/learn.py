@@ -1,0 +1,114 @@
+"""A run file, played: `memory-r1 train RUNFILE --out DIR`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from memory_r1.errors import ConfigError
+from memory_r1.train import checkpoint
+from memory_r1.train.rollout import Rollout
+from memory_r1.train.runfile import Run
+from memory_r1.train.runlog import RunLog
+from memory_r1.train.stage import Stage, prepare, samples
+
+CHECKPOINTS = "checkpoints"
+"""The folder of a run's checkpoints."""
+
+Watch = Callable[[int, Mapping[str, float]], None]
+"""Called after every step with its number and metrics."""
+
+
+class Algorithm(Protocol):
+    """GRPO or PPO: one optimizer step at a time, and what it takes to continue."""
+
+    def step(self, number: int) -> tuple[dict[str, float], list[Rollout]]:
+        """Do step `number` (from 0); returns its metrics and what was played."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """State dicts for a checkpoint."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from such a state."""
+        ...
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a run came to."""
+
+    out: Path
+    before: Mapping[str, float]
+    """Held-out metrics before the first step."""
+    after: Mapping[str, float]
+
+
+def learn(
+    run: Run,
+    out: Path,
+    *,
+    resume: bool = False,
+    command: Sequence[str] = (),
+    watch: Watch = lambda step, metrics: None,
+) -> Learned | None:
+    """Train what the run says and leave a run folder.
+
+    With `resume` it goes on from the latest checkpoint in `out`: the same weights result as if it
+    had never stopped, bit for bit on a CPU. Raises ConfigError, DataError, ModelUnavailable.
+    """
+    if run.kind == "sft":
+        from memory_r1.train.sft import teach
+
+        teach(run, out, resume=resume, command=command, watch=watch)
+        return None
+    saved = checkpoint.latest(out / CHECKPOINTS) if resume else None
+    if resume and not (out / "config.toml").is_file():
+        raise ConfigError(f"{out} holds no run to resume; start it without --resume")
+    loaded = checkpoint.load(saved) if saved else None
+    first = loaded.step if loaded else 0
+    with RunLog(out, run, command, resume=first if resume else None) as log:
+        stage = prepare(run, log.say)
+        log.say(f"{len(stage.practice)} episodes to practise on, {len(stage.held_out)} held out")
+        algorithm = _algorithm(stage)
+        if loaded is not None:
+            algorithm.restore(dict(loaded.states))
+            before = dict(loaded.extra["before"])
+        else:
+            before = stage.evaluate()
+            log.log(0, before)
+            watch(0, before)
+        after = before
+        for number in range(first, run.steps.total):
+            metrics, played = algorithm.step(number)
+            done = number + 1
+            if done == run.steps.total or (run.eval.every and done % run.eval.every == 0):
+                after = stage.evaluate()
+                metrics |= after
+            log.log(done, metrics)
+            if done % run.steps.samples_every == 0 or done == 1:
+                log.samples(done, samples(played))
+            watch(done, metrics)
+            if done == run.steps.total or done % run.steps.checkpoint_every == 0:
+                checkpoint.save(
+                    out / CHECKPOINTS,
+                    done,
+                    states=algorithm.state(),
+                    write_model=stage.policy.save,
+                    extra={"before": before},
+                )
+        stage.save(out)
+    return Learned(out, before, after)
+
+
+def _algorithm(stage: Stage) -> Algorithm:
+    if stage.run.algorithm == "ppo":
+        from memory_r1.train.ppo import Ppo
+
+        return Ppo(stage)
+    from memory_r1.train.grpo import Grpo
+
+    return Grpo(stage)

@@ -1,0 +1,73 @@
+"""episodes -> rollouts: play them in batches and have them judged (no torch here)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from memory_r1.errors import ModelUnavailable
+from memory_r1.llm import Agents, Conversation, drive
+from memory_r1.train.episodes import Episode, Outcome
+from memory_r1.types import Completion, Prompt
+
+
+@dataclass(frozen=True)
+class Step:
+    """One prompt and one completion, as tokens: what went in and what came out, never re-encoded."""
+
+    prompt_ids: tuple[int, ...]
+    ids: tuple[int, ...]
+    """The end token included, where the completion was finished."""
+    logps: tuple[float, ...]
+    """Log-probability of each token under the policy that sampled it, at its temperature."""
+    text: str
+    prompt: str
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A played episode."""
+
+    episode: Episode
+    steps: tuple[Step, ...]
+    outcome: Outcome | None
+    """None: the judge could not be reached. Never trained on, and counted."""
+
+
+Generate = Callable[[Sequence[Prompt]], Sequence[Step]]
+
+
+def play(episodes: Sequence[Episode], generate: Generate, judges: Agents) -> list[Rollout]:
+    """Play every episode to its end, with one batched `generate` per step, then judge them."""
+    steps: list[list[Step]] = [[] for _ in episodes]
+    while live := [i for i, episode in enumerate(episodes) if not episode.done]:
+        made = generate([episodes[i].prompt() for i in live])
+        for i, step in zip(live, made, strict=True):
+            steps[i].append(step)
+            tokens = (len(step.prompt_ids), len(step.ids))
+            episodes[i].step(Completion(step.text, *tokens, finished=step.finished))
+    outcomes = judge(episodes, judges)
+    return [
+        Rollout(episode, tuple(of), outcomes[episode.key])
+        for episode, of in zip(episodes, steps, strict=True)
+    ]
+
+
+def judge(
+    episodes: Sequence[Episode], judges: Agents
+) -> dict[tuple[object, ...], Outcome | None]:
+    """The outcome of each distinct end, each judged once.
+
+    A wrong answer scores 0; an unreachable judge gives None, which is not a score.
+    """
+    distinct = {episode.key: episode for episode in episodes}
+
+    def verdict(episode: Episode) -> Conversation[Outcome | None]:
+        try:
+            return (yield from episode.judge())
+        except ModelUnavailable:
+            return None
+
+    found = drive([verdict(episode) for episode in distinct.values()], judges)
+    return dict(zip(distinct, found, strict=True))
