@@ -52,7 +52,7 @@ class Question:
     accepted: tuple[str, ...] = ()
     """Further right answers."""
     kind: str = ""
-    """World files: "new" (known words) or "unseen"."""
+    """World files: what it asks for, e.g. "count" or "two_memory"."""
     phenomenon: str = ""
     """World files: the skill it tests, e.g. "overwrite"."""
     meta: Mapping[str, Any] = field(default_factory=dict)

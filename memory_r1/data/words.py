@@ -110,10 +110,11 @@ _UNSEEN = {
         Gizmo Gus Harley Iggy Jumbo Kobe Lola Milo Misty Molly Nemo Olive Ozzy Pongo Pretzel Remy
         Rocky Sable Skipper Sasha Tilly Toby Truffle Turbo Yoshi""",
     "city": """
-        Adelaide Amsterdam Auckland Bangkok Barcelona Basel Beirut Boston Brussels Budapest Casablanca
-        Chicago Colombo Copenhagen Denver Dubai Edinburgh Florence Frankfurt Istanbul Johannesburg
-        Kyoto London Luanda Lusaka Monaco Nairobi Orlando Oxford Paris Perth Phoenix Rabat Reykjavik
-        Rome Seattle Seoul Shanghai Singapore Tbilisi Tokyo Vancouver Vienna Winnipeg""",
+        Adelaide Amsterdam Auckland Bangkok Barcelona Basel Beirut Boston Brussels Budapest
+        Casablanca Chicago Colombo Copenhagen Denver Dubai Edinburgh Florence Frankfurt Istanbul
+        Johannesburg Kyoto London Luanda Lusaka Monaco Nairobi Orlando Oxford Paris Perth Phoenix
+        Rabat Reykjavik Rome Seattle Seoul Shanghai Singapore Tbilisi Tokyo Vancouver Vienna
+        Winnipeg""",
     "job": """
         banker blacksmith biologist cartoonist cobbler composer conductor courier detective
         diplomat diver firefighter glazier hairdresser historian linguist magician midwife musician
@@ -153,13 +154,13 @@ KINDS = tuple(_TRAIN)
 def pool(kind: str, words: Words) -> tuple[str, ...]:
     """The words of one kind, in a fixed order; no word is in both pools of any kind."""
     if words == "train":
-        held_out = {w.lower() for text in _UNSEEN.values() for w in text.split()}
-        return tuple(w for w in _TRAIN[kind].split() if w.lower() not in held_out)
+        return tuple(w for w in _TRAIN[kind].split() if w.lower() not in _held_out())
     return tuple(_UNSEEN[kind].split())
 
 
 @cache
 def _held_out() -> frozenset[str]:
+    """All words of all unseen pools, in lower case."""
     return frozenset(w.lower() for text in _UNSEEN.values() for w in text.split())
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from memory_r1 import answer, extract, manage
+from memory_r1.data.story import Builder
 from memory_r1.data.topics import (
     TOPIC,
     TOPICS,
@@ -24,7 +25,7 @@ from memory_r1.data.topics import (
     questions,
     right,
 )
-from memory_r1.data.world import Builder, WorldConfig, WorldWords
+from memory_r1.data.world import WorldConfig, WorldWords
 from memory_r1.types import Entry, Fact, Owner, Turn
 
 _OWNER = Owner("lesson")
@@ -63,8 +64,7 @@ def entries_of(items: Sequence[Item]) -> list[Entry]:
 class Teacher:
     """Writes lessons, forever, from a seed.
 
-    seed, vice, words: what is taught; call `lessons(progress)` with progress 0..1 through the training:
-    banks are short at first and long later.
+    seed, vice, words: what is taught.
     """
 
     def __init__(self, seed: int, vice: Vice, words: WorldWords = "mixed") -> None:
@@ -73,7 +73,10 @@ class Teacher:
         self.words = words
 
     def lessons(self, progress: float) -> Iterator[Lesson]:
-        """All lessons of one fresh dialogue."""
+        """All lessons of one fresh dialogue.
+
+        progress: 0..1 through the training; banks are short at first and long later.
+        """
         config = WorldConfig(
             seed=self.rng.randrange(2**31),
             words=self.words,

@@ -7,7 +7,7 @@ a cosine from the start, because a constant one left the model restless.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from memory_r1.data.world import WorldWords
+from memory_r1.llm.prompting import ARROW
 from memory_r1.train.batch import Branch, Packed, Tree, by_tokens, hidden_states, pack
 from memory_r1.train.lessons import Lesson, Teacher, Vice
 
@@ -38,7 +40,8 @@ class Schedule:
     def share(self, step: int) -> float:
         """The share of the peak rate at a step: linear warm-up, then a cosine to a fiftieth."""
         done = step / self.steps
-        return min(1.0, (step + 1) / self.warmup) * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
+        cosine = 0.98 * (1 + math.cos(math.pi * done)) / 2
+        return min(1.0, (step + 1) / self.warmup) * (0.02 + cosine)
 
 
 def tree_of(lesson: Lesson, tokenizer: Any) -> Tree:
@@ -72,7 +75,13 @@ def deciding(packed: Packed, markers: Tensor) -> Tensor:
 
 
 def steps(
-    model: nn.Module, tokenizer: Any, teacher: Teacher, schedule: Schedule, *, bf16: bool, micro: int
+    model: nn.Module,
+    tokenizer: Any,
+    teacher: Teacher,
+    schedule: Schedule,
+    *,
+    bf16: bool,
+    micro: int,
 ) -> Iterator[dict[str, float]]:
     """Teach, yielding the metrics of each step. `micro`: most padded tokens in one forward pass.
 
@@ -80,43 +89,63 @@ def steps(
     gradients are summed: two processes of one thread each are faster on two cores than one
     process of two threads, and don't stall when something else takes a core.
     """
-    device = next(model.parameters()).device
-    optimizer_list = optimizers(model, schedule)
-    markers = torch.tensor(tokenizer.convert_tokens_to_ids(["=>", ","]), device=device)
+    pair = optimizers(model, schedule)
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     seen = 0
     for step in range(schedule.steps):
         trees: list[Tree] = []
         while sum(tree.size for tree in trees) < schedule.tokens_per_step / ranks:
             trees += [tree_of(x, tokenizer) for x in teacher.lessons(step / schedule.steps)]
-        counts = torch.tensor(
-            [
-                sum(tree.size for tree in trees),
-                sum(len(b.ids) - b.given for tree in trees for b in tree.branches),
-            ],
-            device=device,
-        )
+        counts = torch.tensor([sum(tree.size for tree in trees), _learned(trees)])
+        counts = counts.to(next(model.parameters()).device)
         _sum_over_ranks(counts)
         seen += int(counts[0])
-        total = torch.zeros((), device=device)
-        for members in by_tokens(trees, micro):
-            packed = pack([trees[i] for i in members], tokenizer.pad_token_id, device)
-            logits = reply_logits(model, packed, bf16)
-            weights = deciding(packed, markers)
-            losses = cross_entropy(logits.float(), packed.target, reduction="none")
-            loss = (losses * weights).sum() / counts[1]
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        _sum_over_ranks(total, *(p.grad for p in model.parameters() if p.grad is not None))
+        loss = backward(model, tokenizer, trees, counts[1], bf16=bf16, micro=micro)
+        _sum_over_ranks(loss, *(p.grad for p in model.parameters() if p.grad is not None))
         norm = float(nn.utils.clip_grad_norm_(model.parameters(), 1.0))
         share = schedule.share(step)
-        for optimizer, lr in zip(
-            optimizer_list, (schedule.muon_lr, schedule.adam_lr), strict=True
-        ):
+        for optimizer, lr in zip(pair, (schedule.muon_lr, schedule.adam_lr), strict=True):
             optimizer.param_groups[0]["lr"] = lr * share
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        yield {"step": step, "tokens": seen, "loss": float(total), "grad_norm": norm, "lr_share": share}
+        yield {
+            "step": step,
+            "tokens": seen,
+            "loss": float(loss),
+            "grad_norm": norm,
+            "lr_share": share,
+        }
+
+
+def backward(
+    model: nn.Module,
+    tokenizer: Any,
+    trees: Sequence[Tree],
+    learned: Tensor | int,
+    *,
+    bf16: bool,
+    micro: int,
+) -> Tensor:
+    """Add the gradients of the weighted loss, and return the loss: a scalar without gradient.
+
+    learned: how many learned tokens the loss is a mean over, all micro-batches and ranks together,
+    so that it doesn't depend on how the trees are split.
+    """
+    device = next(model.parameters()).device
+    markers = torch.tensor(tokenizer.convert_tokens_to_ids([ARROW, ","]), device=device)
+    total = torch.zeros((), device=device)
+    for members in by_tokens(trees, micro):
+        packed = pack([trees[i] for i in members], tokenizer.pad_token_id, device)
+        logits = reply_logits(model, packed, bf16)
+        losses = cross_entropy(logits.float(), packed.target, reduction="none")
+        loss = (losses * deciding(packed, markers)).sum() / learned
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+    return total
+
+
+def _learned(trees: Sequence[Tree]) -> int:
+    return sum(len(branch.ids) - branch.given for tree in trees for branch in tree.branches)
 
 
 def _sum_over_ranks(*tensors: Tensor) -> None:
@@ -135,7 +164,14 @@ def reply_logits(model: Any, packed: Packed, bf16: bool) -> Tensor:
 
 @torch.no_grad()
 def exact_replies(
-    model: Any, tokenizer: Any, *, words: str, seed: int, dialogues: int, micro: int, bf16: bool
+    model: Any,
+    tokenizer: Any,
+    *,
+    words: WorldWords,
+    seed: int,
+    dialogues: int,
+    micro: int,
+    bf16: bool,
 ) -> dict[str, float]:
     """Share of whole replies a greedy decoder would get exactly right, by role.
 

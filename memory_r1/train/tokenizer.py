@@ -13,7 +13,8 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memory_r1.data import topics, world
+from memory_r1.data import story, topics
+from memory_r1.llm.prompting import ARROW, MONTHS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -33,11 +34,11 @@ _PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
 
 def _sentences() -> list[str]:
     """Every sentence pattern a world can contain."""
-    patterns: list[str] = [*world.LEADS, *world.TAILS, *world.CHAT, "Hi", "My friend", "no date"]
+    patterns: list[str] = [*story.LEADS, *story.TAILS, *story.CHAT, "Hi", "My friend", "no date"]
     for topic in topics.TOPICS:
         for value in vars(topic).values():
             patterns += [value] if isinstance(value, str) else value
-    patterns += [*world.MONTHS, *topics.NUMBERS.values(), "on", "not mentioned", "nothing"]
+    patterns += [*MONTHS, *topics.NUMBERS.values(), "on", "not mentioned", "nothing"]
     patterns += "extract manage answer fact question UPDATE DELETE ADD NOOP".split()
     return patterns
 
@@ -65,13 +66,13 @@ def build() -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
     vocab = {token: i for i, token in enumerate(vocabulary())}
-    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token=UNKNOWN, max_input_chars_per_word=60))  # type: ignore[call-arg]
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token=UNKNOWN, max_input_chars_per_word=60))
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre.Sequence(
         [pre.WhitespaceSplit(), pre.Split(Regex(r"[^A-Za-z0-9]"), "isolated")]
     )
     tokenizer.decoder = decoders.WordPiece(cleanup=True)
-    markers = ["=>", *(f"<s{i}>" for i in range(LABELS))]
+    markers = [ARROW, *(f"<s{i}>" for i in range(LABELS))]
     tokenizer.add_tokens([AddedToken(m, normalized=False, special=False) for m in markers])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
