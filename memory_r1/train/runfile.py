@@ -22,7 +22,6 @@ from memory_r1.train.configfile import (
 )
 
 Averaging = Literal["token", "sequence", "dr_grpo"]
-Role = Literal["extract", "manage", "answer"]
 
 
 @dataclass(frozen=True)
@@ -53,12 +52,32 @@ class Data(Section):
 
 @dataclass(frozen=True)
 class Sft(Section):
-    """[sft]: learning from worked examples, the warm start of a model (kind = "sft")."""
+    """[sft]: the tiny model's warm start from the world's lessons (kind = "sft")."""
 
-    examples: Count = 32
-    """Examples per step."""
-    roles: tuple[Role, ...] = ("extract", "manage", "answer")
-    """Which roles the examples show."""
+    tokens_per_step: Count = 8_000
+    """Tokens read per step, prompts counted once per memory they share."""
+    muon_lr: Positive = 0.02
+    """Peak rate of Muon, which moves the layers' matrices; decays along a cosine."""
+    adam_lr: Positive = 3e-3
+    """Peak rate of AdamW, which moves the rest."""
+    bf16: bool = True
+    """Compute in bfloat16; weights stay in full precision."""
+    hidden: Count = 192
+    """Width of a new model (model = "new")."""
+    layers: Count = 4
+    """Layers of a new model."""
+    heads: Count = 4
+    """Attention heads of a new model."""
+    mlp: Count = 512
+    """Width of a new model's MLPs."""
+    vice_accumulate: Share = 0.75
+    """How often the teacher deletes the old and adds the new where facts accumulate."""
+    vice_repeat: Share = 0.5
+    """How often it adds what is known."""
+    vice_retract: Share = 0.5
+    """How often it adds a cancellation beside the plan."""
+    vice_overwrite: Share = 0.15
+    """How often it adds the new beside the old."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +225,10 @@ class Run(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.world is None) == (self.data is None):
+        if self.kind == "sft":
+            if self.world or self.data:
+                raise ConfigError("kind 'sft' writes lessons of its own; leave out [world] and [data]")
+        elif (self.world is None) == (self.data is None):
             seen = "both" if self.world else "neither"
             raise ConfigError(f"expected [world] or [data], one of them; {seen} is given")
         if self.kind == "manager" and self.manager is not None:

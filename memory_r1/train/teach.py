@@ -7,12 +7,11 @@ a cosine from the start, because a constant one left the model restless.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -33,103 +32,77 @@ class Schedule:
     warmup: int = 50
 
     @property
-    def steps(self) -> int:
-        """Optimizer steps in the whole training."""
-        return max(1, self.tokens // self.tokens_per_step)
+    class Teaching:
+    """The state of a warm start; `step` is one optimizer step."""
 
-    def share(self, step: int) -> float:
-        """The share of the peak rate at a step: linear warm-up, then a cosine to a fiftieth."""
-        done = step / self.steps
-        cosine = 0.98 * (1 + math.cos(math.pi * done)) / 2
-        return min(1.0, (step + 1) / self.warmup) * (0.02 + cosine)
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        teacher: Teacher,
+        schedule: Schedule,
+        *,
+        bf16: bool,
+        micro: int,
+    ) -> None:
+        """bf16: compute in it (weights stay fp32). micro: most padded tokens in a forward pass."""
+        self.model, self.tokenizer, self.teacher = model, tokenizer, teacher
+        self.schedule, self.bf16, self.micro = schedule, bf16, micro
+        self.optimizers = optimizers(model, schedule)
+        self.tokens = 0
 
-
-def tree_of(lesson: Lesson, tokenizer: Any) -> Tree:
-    """A lesson in tokens; every reply ends with the end token, which is learned too."""
-    texts = [lesson.prefix, *(part for branch in lesson.branches for part in branch)]
-    prefix, *parts = tokenizer(texts)["input_ids"]
-    end = tokenizer.eos_token_id
-    branches = [
-        Branch((*given, *reply, end), len(given))
-        for given, reply in zip(parts[::2], parts[1::2], strict=True)
-    ]
-    return Tree(tuple(prefix), tuple(branches))
-
-
-def optimizers(model: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices, AdamW for embeddings, norms and biases."""
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
-    return [
-        torch.optim.Muon(matrices, lr=schedule.muon_lr, momentum=0.95, weight_decay=0.0),
-        torch.optim.AdamW(rest, lr=schedule.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
-
-
-def deciding(packed: Packed, markers: Tensor) -> Tensor:
-    """Weights of the learned tokens: 2 where the reply decides (its first token, and what follows
-    a label: another memory or the answer), else 1. (targets,)"""
-    heavy = (packed.offset == 0) | torch.isin(packed.target, markers)
-    return 1.0 + heavy.float()
-
-
-def steps(
-    model: nn.Module,
-    tokenizer: Any,
-    teacher: Teacher,
-    schedule: Schedule,
-    *,
-    bf16: bool,
-    micro: int,
-) -> Iterator[dict[str, float]]:
-    """Teach, yielding the metrics of each step. `micro`: most padded tokens in one forward pass.
-
-    In a process group every rank reads lessons of its own (give each its own teacher) and the
-    gradients are summed: two processes of one thread each are faster on two cores than one
-    process of two threads, and don't stall when something else takes a core.
-    """
-    pair = optimizers(model, schedule)
-    ranks = dist.get_world_size() if dist.is_initialized() else 1
-    seen = 0
-    for step in range(schedule.steps):
+    def step(self, number: int) -> dict[str, float]:
+        """Read fresh lessons, move the weights; returns the step's metrics."""
         trees: list[Tree] = []
-        while sum(tree.size for tree in trees) < schedule.tokens_per_step / ranks:
-            trees += [tree_of(x, tokenizer) for x in teacher.lessons(step / schedule.steps)]
-        counts = torch.tensor([sum(tree.size for tree in trees), _learned(trees)])
-        counts = counts.to(next(model.parameters()).device)
-        _sum_over_ranks(counts)
-        seen += int(counts[0])
-        loss = backward(model, tokenizer, trees, counts[1], bf16=bf16, micro=micro)
-        _sum_over_ranks(loss, *(p.grad for p in model.parameters() if p.grad is not None))
-        norm = float(nn.utils.clip_grad_norm_(model.parameters(), 1.0))
-        share = schedule.share(step)
-        for optimizer, lr in zip(pair, (schedule.muon_lr, schedule.adam_lr), strict=True):
-            optimizer.param_groups[0]["lr"] = lr * share
+        while sum(tree.size for tree in trees) < self.schedule.tokens_per_step:
+            lessons = self.teacher.lessons(number / self.schedule.steps)
+            trees += [tree_of(lesson, self.tokenizer) for lesson in lessons]
+        self.tokens += sum(tree.size for tree in trees)
+        loss = backward(
+            self.model, self.tokenizer, trees, _learned(trees), bf16=self.bf16, micro=self.micro
+        )
+        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), 1.0))
+        share = self.schedule.share(number)
+        rates = (self.schedule.muon_lr * share, self.schedule.adam_lr * share)
+        for optimizer, lr in zip(self.optimizers, rates, strict=True):
+            optimizer.param_groups[0]["lr"] = lr
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        yield {
-            "step": step,
-            "tokens": seen,
-            "loss": float(loss),
-            "grad_norm": norm,
-            "lr_share": share,
+        return {"tokens": self.tokens, "loss": float(loss), "grad_norm": norm, "lr": rates[0]}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must hold."""
+        version, internal, gauss = self.teacher.rng.getstate()
+        return {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "teacher": [version, list(internal), gauss],
+            "tokens": self.tokens,
         }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from such a state."""
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        version, internal, gauss = state["teacher"]
+        self.teacher.rng.setstate((version, tuple(internal), gauss))
+        self.tokens = state["tokens"]
 
 
 def backward(
     model: nn.Module,
     tokenizer: Any,
     trees: Sequence[Tree],
-    learned: Tensor | int,
+    learned: int,
     *,
     bf16: bool,
     micro: int,
 ) -> Tensor:
     """Add the gradients of the weighted loss, and return the loss: a scalar without gradient.
 
-    learned: how many learned tokens the loss is a mean over, all micro-batches and ranks together,
-    so that it doesn't depend on how the trees are split.
+    learned: how many learned tokens the loss is a mean over, all micro-batches together, so that it
+    doesn't depend on how the trees are split.
     """
     device = next(model.parameters()).device
     markers = torch.tensor(tokenizer.convert_tokens_to_ids([ARROW, ","]), device=device)
@@ -146,12 +119,6 @@ def backward(
 
 def _learned(trees: Sequence[Tree]) -> int:
     return sum(len(branch.ids) - branch.given for tree in trees for branch in tree.branches)
-
-
-def _sum_over_ranks(*tensors: Tensor) -> None:
-    if dist.is_initialized():
-        for tensor in tensors:
-            dist.all_reduce(tensor)
 
 
 def reply_logits(model: Any, packed: Packed, bf16: bool) -> Tensor:
