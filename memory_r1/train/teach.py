@@ -32,7 +32,48 @@ class Schedule:
     warmup: int = 50
 
     @property
-    class Teaching:
+    def steps(self) -> int:
+        """Optimizer steps in the whole training."""
+        return max(1, self.tokens // self.tokens_per_step)
+
+    def share(self, step: int) -> float:
+        """The share of the peak rate at a step: linear warm-up, then a cosine to a fiftieth."""
+        done = step / self.steps
+        cosine = 0.98 * (1 + math.cos(math.pi * done)) / 2
+        return min(1.0, (step + 1) / self.warmup) * (0.02 + cosine)
+
+
+def tree_of(lesson: Lesson, tokenizer: Any) -> Tree:
+    """A lesson in tokens; every reply ends with the end token, which is learned too."""
+    texts = [lesson.prefix, *(part for branch in lesson.branches for part in branch)]
+    prefix, *parts = tokenizer(texts)["input_ids"]
+    end = tokenizer.eos_token_id
+    branches = [
+        Branch((*given, *reply, end), len(given))
+        for given, reply in zip(parts[::2], parts[1::2], strict=True)
+    ]
+    return Tree(tuple(prefix), tuple(branches))
+
+
+def optimizers(model: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for embeddings, norms and biases."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and ".layers." in n]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=schedule.muon_lr, momentum=0.95, weight_decay=0.0),
+        torch.optim.AdamW(rest, lr=schedule.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def deciding(packed: Packed, markers: Tensor) -> Tensor:
+    """Weights of the learned tokens: 2 where the reply decides (its first token, and what follows
+    a label: another memory or the answer), else 1. (targets,)"""
+    heavy = (packed.offset == 0) | torch.isin(packed.target, markers)
+    return 1.0 + heavy.float()
+
+
+class Teaching:
     """The state of a warm start; `step` is one optimizer step."""
 
     def __init__(
