@@ -82,7 +82,9 @@ def test_extract_prompts_are_the_extractors_own():
             assert extract.render(turn, "compact").text == prompt
             facts = extract.parse(reply, turn, "compact")
             if not facts:
-                assert any(text == chat.format(q="X") or "{q}" in chat for chat in CHAT)
+                assert any(
+                    re.fullmatch(chat.replace("?", r"\?").format(q=r"\w+"), text) for chat in CHAT
+                )
                 continue
             (fact,) = facts
             item = told(fact.text).item
@@ -128,7 +130,7 @@ def vicious(best, fact, ops):
 
 def shares(vice):
     counted = {}
-    for lesson in lessons(vice, role="manage", dialogues=60):
+    for lesson in lessons(vice, role="manage", dialogues=40):
         for fact, best, ops in managed(lesson):
             if best.target:
                 counted.setdefault(best.phenomenon, []).append(vicious(best, fact, ops))

@@ -86,14 +86,13 @@ def pack(trees: Sequence[Tree], pad: int, device: torch.device | str = "cpu") ->
 def attention_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
     """Who sees whom: (rows, width) segments -> (rows, 1, width, width), added to the scores.
 
-    A token sees itself and what stands before it in the prefix and in its own branch. Padding
-    sees itself alone, so that no row of the softmax is empty.
+    A token sees itself and what stands before it in the prefix and in its own branch. Nothing
+    sees padding; padding sees the prefix, so that no row of the softmax is empty.
     """
     width = segments.shape[1]
     causal = torch.ones((width, width), dtype=torch.bool, device=segments.device).tril()
     same = segments[:, :, None] == segments[:, None, :]
     seen = causal & (same | (segments == 0)[:, None, :]) & (segments != -1)[:, None, :]
-    seen |= torch.eye(width, dtype=torch.bool, device=segments.device)
     mask = torch.zeros(seen.shape, dtype=dtype, device=segments.device)
     return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
 

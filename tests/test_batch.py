@@ -1,0 +1,189 @@
+"""Packed trees: what is computed once for all branches is what each would have computed alone."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from memory_r1.train.batch import (  # noqa: E402
+    Branch,
+    Tree,
+    attention_mask,
+    by_tokens,
+    hidden_states,
+    pack,
+)
+from memory_r1.train.teach import backward  # noqa: E402
+
+VOCABULARY = 50
+TOKENS = st.integers(1, VOCABULARY - 1)
+
+
+@pytest.fixture(scope="module", params=["lean", "eager"])
+def model(request):
+    torch.manual_seed(0)
+    config = transformers.Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        initializer_range=0.5,  # large enough for a token seen or not seen to matter
+        attn_implementation=request.param,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    return transformers.Qwen2ForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def reference(model):
+    """The same weights with the library's plain attention."""
+    plain = copy.deepcopy(model)
+    plain.set_attn_implementation("eager")
+    return plain
+
+
+@st.composite
+def branches(draw):
+    ids = tuple(draw(st.lists(TOKENS, min_size=1, max_size=6)))
+    return Branch(ids, draw(st.integers(0, len(ids) - 1)))
+
+
+def trees(branch=branches()):  # noqa: B008 - a strategy is a value
+    prefix = st.lists(TOKENS, min_size=1, max_size=7).map(tuple)
+    return st.builds(Tree, prefix, st.lists(branch, min_size=1, max_size=4).map(tuple))
+
+
+SOME_TREES = st.lists(trees(), min_size=1, max_size=4)
+
+
+def logits_alone(reference, trees):
+    """Logits that predict the learned tokens, each branch run by itself without any padding."""
+    rows = []
+    for tree in trees:
+        for branch in tree.branches:
+            ids = torch.tensor([[*tree.prefix, *branch.ids]])
+            first = len(tree.prefix) + branch.given - 1
+            rows.append(reference(input_ids=ids, use_cache=False).logits[0, first:-1])
+    return torch.cat(rows)
+
+
+def logits_packed(model, trees, pad=0):
+    packed = pack(trees, pad)
+    return model.lm_head(hidden_states(model.model, packed, torch.float32)), packed
+
+
+def test_one_tree_in_tensors():
+    packed = pack([Tree((1, 2), (Branch((3, 4)), Branch((5, 6, 7), given=1)))], pad=0)
+    assert packed.ids.tolist() == [[1, 2, 3, 4, 5, 6, 7]]
+    assert packed.positions.tolist() == [[0, 1, 2, 3, 2, 3, 4]]
+    assert packed.segments.tolist() == [[0, 0, 1, 1, 2, 2, 2]]
+    assert packed.target.tolist() == [3, 4, 6, 7]
+    assert packed.parent.tolist() == [1, 2, 4, 5]
+    assert packed.branch.tolist() == [0, 0, 1, 1]
+    assert packed.offset.tolist() == [0, 1, 0, 1]
+    assert packed.row.tolist() == [0, 0, 0, 0]
+
+
+def test_smaller_trees_are_padded_and_branches_counted_over_all_rows():
+    packed = pack([Tree((1,), (Branch((2,)),)), Tree((3, 4), (Branch((5,)), Branch((6,))))], pad=9)
+    assert packed.ids.tolist() == [[1, 2, 9, 9], [3, 4, 5, 6]]
+    assert packed.segments.tolist() == [[0, 1, -1, -1], [0, 0, 1, 2]]
+    assert packed.branch.tolist() == [0, 1, 2]
+    assert packed.row.tolist() == [0, 1, 1]
+
+
+def test_who_sees_whom():
+    segments = torch.tensor([[0, 0, 1, 1, 2, -1]])
+    mask = attention_mask(segments, torch.float32)
+    assert mask.shape == (1, 1, 6, 6)
+    assert (mask[0, 0] == 0).int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 0, 0, 1, 0],
+        [1, 1, 0, 0, 0, 0],
+    ]
+    assert (mask[mask != 0] == torch.finfo(torch.float32).min).all()
+
+
+@torch.no_grad()
+@settings(deadline=None, max_examples=25)
+@given(SOME_TREES)
+def test_packed_logits_are_those_of_each_branch_alone(model, reference, some):
+    packed, _ = logits_packed(model, some)
+    torch.testing.assert_close(packed, logits_alone(reference, some), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@settings(deadline=None, max_examples=20)
+@given(st.lists(trees(st.builds(Branch, st.tuples(TOKENS, TOKENS))), min_size=1, max_size=3))
+def test_log_probabilities_of_a_groups_completions(model, reference, groups):
+    """GRPO's trees: one prompt, several completions, all of their tokens learned (given = 0)."""
+    logits, packed = logits_packed(model, groups)
+    logp = logits.log_softmax(-1).gather(1, packed.target[:, None])[:, 0]
+    alone = logits_alone(reference, groups).log_softmax(-1).gather(1, packed.target[:, None])[:, 0]
+    torch.testing.assert_close(logp, alone, atol=1e-4, rtol=1e-4)
+    assert len(logp) == 2 * sum(len(tree.branches) for tree in groups)
+    firsts = packed.parent[packed.offset == 0]
+    lasts = [len(tree.prefix) - 1 for tree in groups for _ in tree.branches]
+    assert firsts.tolist() == lasts
+
+
+@torch.no_grad()
+def test_a_branch_does_not_feel_its_neighbours(model):
+    one = Branch((7, 8, 9))
+    many = Tree((1, 2, 3), (Branch((4, 5)), one, Branch((6,))))
+    alone, _ = logits_packed(model, [replace(many, branches=(one,))])
+    among, packed = logits_packed(model, [many])
+    torch.testing.assert_close(among[packed.branch == 1], alone, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_what_stands_in_the_padding_does_not_matter(model):
+    some = [Tree((1,), (Branch((2,)),)), Tree((3, 4, 5), (Branch((6, 7)), Branch((8, 9, 10))))]
+    torch.testing.assert_close(
+        logits_packed(model, some, pad=0)[0], logits_packed(model, some, pad=33)[0]
+    )
+
+
+class MarkerIds:
+    """What teaching asks of a tokenizer."""
+
+    pad_token_id = 0
+
+    def convert_tokens_to_ids(self, tokens):
+        return list(range(5, 5 + len(tokens)))
+
+
+def gradients(model, trees, micro):
+    model.zero_grad()
+    learned = sum(len(b.ids) - b.given for tree in trees for b in tree.branches)
+    loss = backward(model, MarkerIds(), trees, learned, bf16=False, micro=micro)
+    return loss, [p.grad.clone() for p in model.parameters()]
+
+
+@settings(deadline=None, max_examples=10)
+@given(SOME_TREES)
+def test_loss_and_gradients_do_not_depend_on_the_micro_batches(model, some):
+    each_alone, all_at_once = gradients(model, some, 1), gradients(model, some, 10**6)
+    torch.testing.assert_close(each_alone, all_at_once, atol=1e-4, rtol=1e-3)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(trees(), max_size=12), st.integers(1, 80))
+def test_micro_batches_hold_every_tree_once_and_keep_to_the_budget(some, budget):
+    batches = list(by_tokens(some, budget))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(some)))
+    for batch in batches:
+        widest = max(some[i].size for i in batch)
+        assert len(batch) == 1 or len(batch) * widest <= budget
