@@ -46,9 +46,9 @@ def world(
     force: Annotated[bool, typer.Option("--force", help="Write over the file.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a synthetic benchmark: dialogues with labelled phenomena, in LoCoMo's format.
+    """Write a synthetic benchmark whose difficulties are labelled.
 
-    `memory-r1 bench world --data OUT` plays it; docs/world.md describes it.
+    It is a file in LoCoMo's format. `memory-r1 bench world --data OUT` plays it; docs/world.md describes it.
     """
     config = WorldConfig(
         seed=seed,
@@ -74,7 +74,7 @@ def data(
     file: Annotated[Path, typer.Argument(help="E.g. locomo10.json or a world.", metavar="FILE")],
     as_json: AsJson = False,
 ) -> None:
-    """Show what a benchmark FILE holds: dialogues, turns, questions, and irregular records."""
+    """Show what a benchmark FILE holds, and what is irregular in it."""
     description = describe(file)
     if as_json:
         answer_json(description)
