@@ -48,7 +48,8 @@ def world(
 ) -> None:
     """Write a synthetic benchmark whose difficulties are labelled.
 
-    It is a file in LoCoMo's format. `memory-r1 bench world --data OUT` plays it; docs/world.md describes it.
+    It is a file in LoCoMo's format. `memory-r1 bench world --data OUT` plays it; docs/world.md
+    describes it.
     """
     config = WorldConfig(
         seed=seed,
