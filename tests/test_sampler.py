@@ -91,6 +91,17 @@ def test_log_probabilities_are_those_of_a_plain_forward_pass(model, temperature)
             torch.testing.assert_close(torch.tensor(reply.logps), expected, atol=1e-4, rtol=0)
 
 
+def test_replies_of_many_lengths_stay_with_their_prompts(model):
+    """Rows and prompts leave the batch at different times, and what stays moves into the gaps."""
+    prompts = prompts_of(*range(2, 40, 3))
+    got = sample(model, prompts, counts=5, max_tokens=60, end=range(1, 8), seed=2)
+    assert len({len(reply.ids) for replies in got for reply in replies}) > 15
+    for prompt, replies in zip(prompts, got, strict=True):
+        for reply in replies:
+            expected = recomputed(model, prompt, reply.ids)
+            torch.testing.assert_close(torch.tensor(reply.logps), expected, atol=1e-4, rtol=0)
+
+
 def test_greedy_log_probabilities_are_at_temperature_one(qwen):
     (prompt,) = prompts_of(6)
     [[reply]] = sample(qwen, [prompt], max_tokens=9, temperature=0, end={1})
@@ -162,7 +173,9 @@ def test_finished_rows_leave_the_batch(qwen, monkeypatch):
     [replies] = sample(qwen, prompts_of(5), counts=64, max_tokens=200, end=range(1, 20))
     assert all(reply.finished for reply in replies)
     rows = [sum(len(reply.ids) > step for reply in replies) for step in range(1, len(widths))]
-    assert all(live <= width <= live * 16 / 15 + 1 for live, width in zip(rows, widths[1:]))
+    assert all(
+        live <= width <= live * 16 / 15 + 1 for live, width in zip(rows, widths[1:], strict=True)
+    )
 
 
 def test_prompts_are_batched_by_length_within_the_budget(qwen, monkeypatch):
@@ -217,6 +230,7 @@ def test_a_token_without_probability_is_never_drawn():
         dict(counts=[1, 2]),
         dict(counts=-1),
         dict(seed=[1, 2]),
+        dict(seed=-1),
     ],
 )
 def test_settings_out_of_range_are_refused(qwen, wrong):
