@@ -159,6 +159,8 @@ def reply(
     A reply that can't be read is an empty answer whose note says why, since it is the model's
     behaviour; ModelUnavailable is raised as it comes from the model.
     """
+    if style == "compact" and not entries:
+        return Answer(NOT_MENTIONED, known=False)  # nothing to choose from
     prompt = render(question, entries, style, asked=asked)
     tokens = (0, 0)
     note = ""

@@ -207,6 +207,8 @@ def decide(
 
     Raises MalformedOps, and ModelUnavailable as it comes from the model.
     """
+    if style == "compact" and not related:
+        return [Add(fact.text) for fact in facts]  # nothing to compare with: no choice to make
     prompt = render(facts, related, style)
     form = schema(related) if style == "instruct" else None
     completion = yield Call("manage", prompt, MAX_TOKENS, form)

@@ -85,22 +85,27 @@ def test_two_dogs_become_one_memory_and_an_answer(memory):
 def test_a_compact_manager_sees_the_bank_as_the_facts_before_left_it(memory):
     llm = memory(
         "Mia has a dog ; the dog is called Rex ; Mia is tall",
-        "nothing => ADD Mia has a dog",
         "Mia has a dog <s0> => UPDATE Mia has a dog named Rex",
         "nothing => ADD Mia is tall",
         style="compact",
     )
     result = llm.add("...", user_id="mia")
-    assert "Mia has a dog <s0> fact the dog is called Rex" in llm.agents.manage.prompts[2].text
+    assert "Mia has a dog <s0> fact the dog is called Rex" in llm.agents.manage.prompts[1].text
     assert texts(llm) == ["Mia has a dog named Rex", "Mia is tall"]
     assert [row.op for row in result.rows] == ["ADD", "UPDATE", "ADD"]
     assert result.rows[0].entry_id == result.rows[1].entry_id
     assert result.complete and states(llm) == [("done", "")]
 
 
+def test_a_compact_model_is_not_asked_where_there_is_nothing_to_choose_from(memory):
+    llm = memory("Mia is tall", style="compact")
+    assert llm.ask("How tall is Mia?", user_id="mia").text == "not mentioned"
+    assert [row.op for row in llm.add("I am tall", user_id="mia").rows] == ["ADD"]
+
+
 def test_what_could_not_be_decided_is_deferred_alone_and_retried_alone(memory):
     extracted = "Mia has a dog ; Mia is tall"
-    llm = memory(extracted, "nothing => ADD Mia has a dog", "gibberish", style="compact")
+    llm = memory(extracted, "gibberish", style="compact")
     result = llm.add("I have a dog and I'm tall", user_id="mia", metadata={"chat": 7})
     assert [(f.fact.text, f.status) for f in result.facts] == [
         ("Mia has a dog", "stored"),
@@ -135,14 +140,14 @@ def test_whatever_fails_the_turn_is_kept_and_retried(memory, replies):
 
 
 def test_a_model_that_went_away_is_not_asked_about_the_facts_that_follow(memory):
-    llm = memory("a ; b ; c", "nothing => ADD a", ModelUnavailable("down"), style="compact")
+    llm = memory("a ; b ; c", ModelUnavailable("down"), style="compact")
     result = llm.add("...", user_id="mia")
     assert [fact.status for fact in result.facts] == ["stored", "deferred", "deferred"]
     assert texts(llm) == ["a"]
 
 
 def test_a_turn_is_stored_whole_or_not_at_all(memory, monkeypatch):
-    llm = memory("a ; b", "nothing => ADD a", "nothing => ADD b", style="compact")
+    llm = memory("a ; b", "nothing => ADD b", style="compact")
     put = llm.store.put
 
     def failing(entry, vector):

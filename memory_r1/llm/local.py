@@ -123,7 +123,8 @@ class LocalLLM:
 
     def save(self, folder: str | Path) -> None:
         """Write weights, tokenizer and style in the form this class loads."""
-        self.model.save_pretrained(folder)
+        with _no_progress_bars():
+            self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         style = json.dumps({"style": self.style})
         (Path(folder) / STYLE_FILE).write_text(style + "\n", "utf-8")

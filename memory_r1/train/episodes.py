@@ -327,7 +327,10 @@ def whole_dialogues(
 def tasks(
     dialogues: Sequence[Dialogue], agents: Agents, embedder: Embedder, settings: Settings
 ) -> list[Task]:
-    """One task per question, on the bank `agents` made of the whole dialogue (Algorithm 2)."""
+    """One task per question, on the bank `agents` made of the whole dialogue (Algorithm 2).
+
+    A dialogue of which nothing was kept leaves an empty bank and no task.
+    """
     facts = read_facts(dialogues, agents)
 
     def play(dialogue: Dialogue) -> Conversation[Bank]:
@@ -342,4 +345,5 @@ def tasks(
         Task(f"{dialogue.id}/{question.id}", bank, question)
         for dialogue, bank in zip(dialogues, banks, strict=True)
         for question in dialogue.questions
+        if bank.entries()
     ]

@@ -107,7 +107,9 @@ class Grpo:
                         denominator=denominator,
                     )
 
-                    def mean(values: Tensor, mask: Tensor = batch.mask, n: int = denominator) -> Tensor:
+                    def mean(
+                        values: Tensor, mask: Tensor = batch.mask, n: int = denominator
+                    ) -> Tensor:
                         return aggregate(values, mask, settings.average, denominator=n)
 
                     loss = result.loss

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from memory_r1.errors import ConfigError
 from memory_r1.train import checkpoint
@@ -13,6 +13,9 @@ from memory_r1.train.rollout import Rollout
 from memory_r1.train.runfile import Run
 from memory_r1.train.runlog import RunLog
 from memory_r1.train.stage import Stage, prepare, samples
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 CHECKPOINTS = "checkpoints"
 """The folder of a run's checkpoints."""
@@ -54,8 +57,12 @@ def learn(
     resume: bool = False,
     command: Sequence[str] = (),
     watch: Watch = lambda step, metrics: None,
+    console: Console | None = None,
 ) -> Learned | None:
     """Train what the run says and leave a run folder.
+
+    watch: called after every step. console: where progress is shown, stderr by default; a caller
+    that shows its own passes a quiet one.
 
     With `resume` it goes on from the latest checkpoint in `out`: the same weights result as if it
     had never stopped, bit for bit on a CPU. Raises ConfigError, DataError, ModelUnavailable.
@@ -70,7 +77,7 @@ def learn(
         raise ConfigError(f"{out} holds no run to resume; start it without --resume")
     loaded = checkpoint.load(saved) if saved else None
     first = loaded.step if loaded else 0
-    with RunLog(out, run, command, resume=first if resume else None) as log:
+    with RunLog(out, run, command, resume=first if resume else None, console=console) as log:
         stage = prepare(run, log.say)
         log.say(f"{len(stage.practice)} episodes to practise on, {len(stage.held_out)} held out")
         algorithm = _algorithm(stage)

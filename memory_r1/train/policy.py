@@ -28,6 +28,8 @@ class Policy:
         self.style: Style = llm.style
         self.temperature = temperature
         self.max_tokens = max_tokens
+        if llm.model.device.type == "cpu":
+            llm.model.set_attn_implementation("lean")
 
     @property
     def model(self) -> Any:

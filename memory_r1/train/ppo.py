@@ -176,9 +176,7 @@ class Ppo:
                     )
                 passes.append(totals)
         policy.model.eval()
-        return metrics | {
-            name: sum(p[name] for p in passes) / len(passes) for name in passes[0]
-        }
+        return metrics | {name: sum(p[name] for p in passes) / len(passes) for name in passes[0]}
 
 
 class _Ledger:

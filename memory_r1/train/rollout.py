@@ -54,9 +54,7 @@ def play(episodes: Sequence[Episode], generate: Generate, judges: Agents) -> lis
     ]
 
 
-def judge(
-    episodes: Sequence[Episode], judges: Agents
-) -> dict[tuple[object, ...], Outcome | None]:
+def judge(episodes: Sequence[Episode], judges: Agents) -> dict[tuple[object, ...], Outcome | None]:
     """The outcome of each distinct end, each judged once.
 
     A wrong answer scores 0; an unreachable judge gives None, which is not a score.

@@ -227,7 +227,9 @@ class Run(Section):
         super().__post_init__()
         if self.kind == "sft":
             if self.world or self.data:
-                raise ConfigError("kind 'sft' writes lessons of its own; leave out [world] and [data]")
+                raise ConfigError(
+                    "kind 'sft' writes lessons of its own; leave out [world] and [data]"
+                )
         elif (self.world is None) == (self.data is None):
             seen = "both" if self.world else "neither"
             raise ConfigError(f"expected [world] or [data], one of them; {seen} is given")

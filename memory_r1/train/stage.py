@@ -115,7 +115,13 @@ class Stage:
         (out / ROLES_FILE).write_text(text + "\n", "utf-8")
 
 
-_EVALUATED = ("reward_mean", "em", "f1", "format_valid", *(f"op_{o}" for o in ("add", "update", "delete", "noop")))
+_EVALUATED = (
+    "reward_mean",
+    "em",
+    "f1",
+    "format_valid",
+    *(f"op_{o}" for o in ("add", "update", "delete", "noop")),
+)
 
 
 def describe(rollouts: Sequence[Rollout]) -> dict[str, float]:

@@ -42,9 +42,7 @@ def rows_of(rollouts: Sequence[Rollout], advantages: Sequence[float]) -> list[Ro
 def split(rows: Sequence[Row], policy: Policy, run: Run) -> list[MicroBatch]:
     """Rows as micro-batches within the run's token budget."""
     return list(
-        micro_batches(
-            rows, run.steps.micro_batch_tokens, policy.llm.pad_id, policy.model.device
-        )
+        micro_batches(rows, run.steps.micro_batch_tokens, policy.llm.pad_id, policy.model.device)
     )
 
 
