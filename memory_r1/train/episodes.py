@@ -45,9 +45,13 @@ class Episode(Protocol):
     """
 
     about: str
-    done: bool
     malformed: int
     steps: int
+
+    @property
+    def done(self) -> bool:
+        """Whether the agent has nothing more to say."""
+        ...
 
     def prompt(self) -> Prompt:
         """What the agent is shown now."""
