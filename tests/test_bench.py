@@ -238,14 +238,21 @@ def test_a_manager_that_talks_nonsense_is_counted_and_the_run_finishes(plan):
 
 def test_operations_are_compared_with_the_worlds_labels(tmp_path, plan):
     path = tmp_path / "world.json"
-    event = {"dia_id": "D1:1", "phenomenon": "new", "op": "ADD"}
-    other = {"dia_id": "D2:1", "phenomenon": "overwrite", "op": "UPDATE"}
+    event = {"dia_id": "D1:1", "phenomenon": "new", "op": "ADD", "target": "", "text": "A"}
+    other = {
+        "dia_id": "D2:1",
+        "phenomenon": "overwrite",
+        "op": "UPDATE",
+        "target": "A",
+        "text": "B",
+    }
     path.write_text(json.dumps([dialogue() | {"world": {"events": [event, other]}}]))
     scores = run(plan(benchmark="world", data=path), RULES)
     assert scores["bank"]["by_phenomenon"] == {
-        "new": {"n": 1, "right": 100.0, "operations": {"ADD": 1}},
-        "overwrite": {"n": 1, "right": 0.0, "operations": {"ADD": 1}},
+        "new": {"n": 1, "right": 100.0, "right_entry": None, "operations": {"ADD": 1}},
+        "overwrite": {"n": 1, "right": 0.0, "right_entry": None, "operations": {"ADD": 1}},
     }
+    assert scores["bank"]["right_entry"] is None
 
 
 def test_the_full_context_shows_every_turn(plan):

@@ -1,5 +1,7 @@
 """predictions -> scores."""
 
+from datetime import UTC, datetime
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,13 +12,15 @@ from memory_r1.bench.score import (
     groups,
     judge,
     measures,
+    names_target,
     paired_bootstrap,
     percentiles,
     recall,
+    sources_of_targets,
 )
 from memory_r1.data import Question
 from memory_r1.errors import ConfigError
-from memory_r1.types import NOT_MENTIONED, Answer
+from memory_r1.types import NOT_MENTIONED, Answer, Entry, Owner
 
 
 def prediction(**fields):
@@ -159,3 +163,38 @@ def test_an_interval_is_the_same_for_the_same_seed():
 def test_scores_that_do_not_pair_up_are_refused(a, b):
     with pytest.raises(ConfigError, match="one of each per question"):
         paired_bootstrap(a, b)
+
+
+EVENTS = [
+    {"dia_id": "D1:1", "op": "ADD", "target": "", "text": "one dog"},
+    {"dia_id": "D1:2", "op": "ADD", "target": "", "text": "a cat"},
+    {"dia_id": "D2:1", "op": "UPDATE", "target": "one dog", "text": "two dogs"},
+    {"dia_id": "D2:2", "op": "NOOP", "target": "a cat", "text": ""},
+    {"dia_id": "D3:1", "op": "DELETE", "target": "two dogs", "text": ""},
+]
+
+
+def test_a_target_rests_on_every_turn_that_made_it():
+    assert [sorted(sources) for sources in sources_of_targets(EVENTS)] == [
+        [],
+        [],
+        ["D1:1"],
+        ["D1:2"],
+        ["D1:1", "D2:1"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "sources", "target", "right"),
+    [
+        ("two dogs", (), "two dogs", True),
+        ("the second dog", ("D2:1",), "two dogs", True),  # its own wording, the right turn
+        ("a cat", ("D1:2",), "two dogs", False),
+        ("a cat", ("D1:2",), "", False),  # nothing should have been changed
+    ],
+)
+def test_an_operation_names_the_right_entry_by_its_text_or_by_its_turns(
+    text, sources, target, right
+):
+    entry = Entry("1", text, Owner("ann"), datetime.now(UTC), sources=sources)
+    assert names_target(entry, target, {"D1:1", "D2:1"}) == right

@@ -72,17 +72,20 @@ def scores_table(scores: Mapping[str, Any]) -> Table:
 def operations_table(by_phenomenon: Mapping[str, Mapping[str, Any]]) -> Table:
     """What the Memory Manager did with the turns of each phenomenon, in shares of its operations.
 
-    "right": share of turns that got exactly the operation the world's author holds right.
+    "right": share of turns that got exactly the operation the world's author holds right;
+    "entry": share of UPDATE and DELETE that named the entry it is right to change.
     """
     names = ("ADD", "UPDATE", "DELETE", "NOOP")
     table = Table(title="operations by phenomenon", box=box.SIMPLE_HEAD, collapse_padding=True)
     table.add_column("phenomenon")
-    for heading in ("turns", "right", *names):
+    for heading in ("turns", "right", "entry", *names):
         table.add_column(heading, justify="right")
     for phenomenon, row in by_phenomenon.items():
         counts = [row["operations"].get(name, 0) for name in names]
         shares = [f"{100 * count / max(1, sum(counts)):.1f}" for count in counts]
-        table.add_row(phenomenon, str(row["n"]), _cell(row["right"]), *shares)
+        table.add_row(
+            phenomenon, str(row["n"]), _cell(row["right"]), _cell(row["right_entry"]), *shares
+        )
     return table
 
 

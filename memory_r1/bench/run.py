@@ -29,7 +29,7 @@ from memory_r1.errors import ConfigError, DataError
 from memory_r1.llm import Conversation, drive
 from memory_r1.memory import remember, respond
 from memory_r1.store import new_id, open_store
-from memory_r1.types import Message, Owner
+from memory_r1.types import JournalRow, Message, Owner
 
 WAVE = 64
 """Dialogues whose banks are built in step."""
@@ -81,6 +81,8 @@ class _Built:
     by_phenomenon: dict[str, Counter[str]] = field(default_factory=dict)
     right: dict[str, list[bool]] = field(default_factory=dict)
     """World files: per phenomenon, whether each labelled turn got exactly its right operation."""
+    named: dict[str, list[bool]] = field(default_factory=dict)
+    """World files: per phenomenon, whether each UPDATE and DELETE named the right entry."""
     deferred: int = 0
     entries: list[int] = field(default_factory=list)
 
@@ -261,15 +263,23 @@ def _tally(dialogue: Dialogue, bank: Bank, built: _Built) -> None:
     turn_of = {message.id: message.turn.id for message in store.messages(bank.owner)}
     built.deferred += len(store.messages(bank.owner, "deferred"))
     built.entries.append(len(store.entries(bank.owner)))
-    ops_of: dict[str, list[str]] = {}
+    rows_of: dict[str, list[JournalRow]] = {}
     for row in store.journal(bank.owner):
         built.operations[row.op] += 1
-        ops_of.setdefault(turn_of[row.turn_id], []).append(row.op)
-    for event in dialogue.meta.get("world", {}).get("events", ()):
-        ops = ops_of.get(event["dia_id"], [])
+        rows_of.setdefault(turn_of[row.turn_id], []).append(row)
+    events = dialogue.meta.get("world", {}).get("events", ())
+    told = score.sources_of_targets(events)
+    for event, sources in zip(events, told, strict=True):
+        rows = rows_of.get(event["dia_id"], [])
+        ops = [row.op for row in rows]
         phenomenon = event["phenomenon"]
         built.by_phenomenon.setdefault(phenomenon, Counter()).update(ops)
         built.right.setdefault(phenomenon, []).append(ops == [event["op"]])
+        built.named.setdefault(phenomenon, []).extend(
+            score.names_target(row.before, event["target"], sources)
+            for row in rows
+            if row.op in ("UPDATE", "DELETE") and row.before is not None
+        )
 
 
 def _scores(now: _Run) -> dict[str, Any]:
@@ -291,10 +301,12 @@ def _scores(now: _Run) -> dict[str, Any]:
             "entries": round(sum(built.entries) / len(built.entries), 1),
             "deferred_turns": built.deferred,
             "operations": dict(sorted(built.operations.items())),
+            "right_entry": score.percent([right for of in built.named.values() for right in of]),
             "by_phenomenon": {
                 name: {
                     "n": len(built.right[name]),
                     "right": score.percent(built.right[name]),
+                    "right_entry": score.percent(built.named[name]),
                     "operations": dict(sorted(built.by_phenomenon[name].items())),
                 }
                 for name in sorted(built.right)

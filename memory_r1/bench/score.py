@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 from memory_r1.data import CATEGORIES, Question
 from memory_r1.errors import ConfigError
 from memory_r1.text import bleu1, em, f1, f1_official
-from memory_r1.types import Answer
+from memory_r1.types import Answer, Entry
 
 Benchmark = Literal["locomo", "world"]
 
@@ -165,6 +165,34 @@ def latencies(predictions: Sequence[Prediction]) -> dict[str, list[float]]:
         for component, value in prediction.latency.items():
             seconds.setdefault(component, []).append(value)
     return seconds
+
+
+def sources_of_targets(events: Sequence[Mapping[str, Any]]) -> list[frozenset[str]]:
+    """For each labelled event of a world's dialogue, the turns that its right target rests on."""
+    rests_on: dict[str, frozenset[str]] = {}
+    found = []
+    for event in events:
+        old = rests_on.get(event["target"], frozenset())
+        found.append(old)
+        match event["op"]:
+            case "ADD":
+                rests_on[event["text"]] = frozenset([event["dia_id"]])
+            case "UPDATE":
+                rests_on.pop(event["target"], None)
+                rests_on[event["text"]] = old | {event["dia_id"]}
+            case "DELETE":
+                rests_on.pop(event["target"], None)
+    return found
+
+
+def names_target(entry: Entry, target: str, sources: Collection[str]) -> bool:
+    """Whether an operation on `entry` concerns the right target.
+
+    It does when the entry says just that, or rests on one of the turns (`sources`) that the
+    target rests on: a manager that words its memories in its own way may still point right.
+    An empty target (nothing should be changed) is named by none.
+    """
+    return bool(target) and (entry.text == target or not set(sources).isdisjoint(entry.sources))
 
 
 class Interval(NamedTuple):
