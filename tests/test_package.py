@@ -54,6 +54,7 @@ def test_the_wheel_holds_the_package_its_types_and_its_models(built):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert "memory_r1/py.typed" in names
     assert sources({".py", ".json", ".safetensors", ".md", ".html", ".toml"}) <= names
+    assert {f"memory_r1/runs/{path.name}" for path in (ROOT / "runs").glob("*.toml")} <= names
     outside = {n.split("/")[0] for n in names} - {"memory_r1"}
     assert all(name.endswith(".dist-info") for name in outside)
 
