@@ -21,7 +21,7 @@ import memory_r1
 from memory_r1.bench.baselines import fingerprint
 from memory_r1.bench.report import Watch
 from memory_r1.errors import ConfigError, MissingExtra
-from memory_r1.llm.open import ROLES_FILE
+from memory_r1.llm.open import ROLES_FILE, open_agents
 from memory_r1.serve import quickstart_measure as measure
 from memory_r1.serve import quickstart_report as report
 from memory_r1.serve import quickstart_story as story
@@ -72,6 +72,7 @@ def quickstart(options: Options, screen: Console, progress: Console) -> Path:
     for package in ("torch", "transformers"):
         if find_spec(package) is None:
             raise MissingExtra("quickstart", package, "train")
+    open_agents(options.base)  # a missing model is refused before anything is written
     work = _Work(options, screen, progress)
     before = work.two_dogs("before", options.base, "1. Two dogs, before training")
     work.say(

@@ -34,12 +34,13 @@ class _Frame:
 
     def axes(self, title: str) -> str:
         parts = [f'<text class="title" x="{LEFT}" y="14">{escape(title)}</text>']
+        digits = 3 if self.high - self.low < 0.1 else 2
         for i in range(4):
             value = self.low + i / 3 * (self.high - self.low)
             y = self.y(value)
             parts.append(
                 f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-                f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.2f}</text>'
+                f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.{digits}f}</text>'
             )
         for step in (0, self.last / 2, self.last):
             parts.append(

@@ -135,7 +135,9 @@ def braille(values: Sequence[float], width: int, height: int) -> list[str]:
     columns, rows = 2 * width, 4 * height
     cells = [[0] * width for _ in range(height)]
     for x in range(columns if len(values) > 1 else 1):
-        value = values[round(x * (len(values) - 1) / (columns - 1))]
+        left, between = divmod(x * (len(values) - 1) / (columns - 1), 1)
+        right = min(int(left) + 1, len(values) - 1)
+        value = (1 - between) * values[int(left)] + between * values[right]
         share = (value - low) / (high - low) if high > low else 0.5
         y = round((1 - share) * (rows - 1))
         cells[y // 4][x // 2] |= _DOTS[y % 4][x % 2]
