@@ -63,7 +63,7 @@ def test_a_dog_that_was_deleted_for_another_is_lost_and_the_culprit_is_named():
     )
     assert list(lost(DIALOGUE, told, [SCOUT, *OTHERS])) == [
         f'"{BUDDY}" is lost: DELETE took it away when Andrew said '
-        '"I adopted another dog named Scout."'
+        '"I adopted another dog named Scout"'
     ]
 
 

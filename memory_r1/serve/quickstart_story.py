@@ -159,7 +159,8 @@ def lost(dialogue: Sequence[Line], heard: Sequence[Heard], bank: Sequence[str]) 
         written = [operation.after for operation in telling.operations if operation.after]
         if takers:
             turn, operation = takers[-1]
-            how = f'{operation.op} took it away when {turn.speaker} said "{turn.text}"'
+            said = turn.text.rstrip(".!")
+            how = f'{operation.op} took it away when {turn.speaker} said "{said}"'
         elif written:
             how = f'it was written down as "{written[-1]}"'
         else:
