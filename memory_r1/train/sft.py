@@ -51,8 +51,9 @@ def teach(
             settings.vice_retract,
             settings.vice_overwrite,
         )
+        total, again = run.steps.total, settings.restart_at
         schedule = Schedule(
-            run.steps.total * settings.tokens_per_step,
+            (again, total - again) if 0 < again < total else (total,),
             settings.tokens_per_step,
             settings.muon_lr,
             settings.adam_lr,

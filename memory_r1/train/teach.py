@@ -23,24 +23,39 @@ from memory_r1.train.lessons import Lesson, Teacher, Vice
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast: tokens seen, tokens per step, peak rates, warm-up steps."""
+    """How long and how fast.
 
-    tokens: int
+    cycles: optimizer steps of each cycle. A rate rises for `warmup` steps and falls along a cosine
+    to a fiftieth; every further cycle starts afresh from `again` of the peak.
+    """
+
+    cycles: tuple[int, ...]
     tokens_per_step: int
     muon_lr: float
     adam_lr: float
+    again: float = 0.6
     warmup: int = 50
 
     @property
     def steps(self) -> int:
         """Optimizer steps in the whole training."""
-        return max(1, self.tokens // self.tokens_per_step)
+        return sum(self.cycles)
+
+    def place(self, step: int) -> tuple[int, float]:
+        """The cycle a step is in, and how much of that cycle is done."""
+        for cycle, length in enumerate(self.cycles):
+            if step < length:
+                return cycle, step / length
+            step -= length
+        return len(self.cycles) - 1, 1.0
 
     def share(self, step: int) -> float:
-        """The share of the peak rate at a step: linear warm-up, then a cosine to a fiftieth."""
-        done = step / self.steps
+        """The share of the peak rate at a step."""
+        cycle, done = self.place(step)
+        begun = step - sum(self.cycles[:cycle])
+        peak = self.again if cycle else 1.0
         cosine = 0.98 * (1 + math.cos(math.pi * done)) / 2
-        return min(1.0, (step + 1) / self.warmup) * (0.02 + cosine)
+        return peak * min(1.0, (begun + 1) / self.warmup) * (0.02 + cosine)
 
 
 def tree_of(lesson: Lesson, tokenizer: Any) -> Tree:
@@ -94,11 +109,10 @@ class Teaching:
 
     def step(self, number: int) -> dict[str, float]:
         """Read fresh lessons, move the weights; returns the step's metrics."""
-        trees: list[Tree] = []
-        while sum(tree.size for tree in trees) < self.schedule.tokens_per_step:
-            lessons = self.teacher.lessons(number / self.schedule.steps)
-            trees += [tree_of(lesson, self.tokenizer) for lesson in lessons]
-        self.tokens += sum(tree.size for tree in trees)
+        cycle, done = self.schedule.place(number)
+        if cycle and not done:  # what the optimizers remember is of the old, slow end
+            self.optimizers = optimizers(self.model, self.schedule)
+        trees = self.read(1.0 if cycle else done)
         loss = backward(
             self.model, self.tokenizer, trees, _learned(trees), bf16=self.bf16, micro=self.micro
         )
@@ -110,6 +124,15 @@ class Teaching:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return {"tokens": self.tokens, "loss": float(loss), "grad_norm": norm, "lr": rates[0]}
+
+    def read(self, progress: float) -> list[Tree]:
+        """The lessons of one step."""
+        trees: list[Tree] = []
+        while sum(tree.size for tree in trees) < self.schedule.tokens_per_step:
+            lessons = self.teacher.lessons(progress)
+            trees += [tree_of(lesson, self.tokenizer) for lesson in lessons]
+        self.tokens += sum(tree.size for tree in trees)
+        return trees
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold."""
