@@ -63,8 +63,9 @@ def render(facts: Sequence[Fact], related: Sequence[Entry], style: Style) -> Pro
     """
     if style == "compact":
         new = " ; ".join(plain(fact.text) for fact in facts)
+        # The fact first: a model that reads left to right then sees in every row whether it matches.
         rows = labelled(related) or "nothing"
-        return Prompt((("user", f"manage {rows} fact {new} {ARROW}"),))
+        return Prompt((("user", f"manage fact {new} : {rows} {ARROW}"),))
     stored = numbered(related) or "(none)"
     new = "\n".join(f"- {quoted(fact.text)}" for fact in facts)
     return Prompt(

@@ -79,7 +79,9 @@ def pack(trees: Sequence[Tree], pad: int, device: torch.device | str = "cpu") ->
         ids[r, : len(flat)] = torch.tensor(flat)
         positions[r, : len(flat)] = torch.tensor(where)
         segments[r, : len(flat)] = torch.tensor(which)
-    columns = [torch.tensor(c) for c in (rows, parents, targets, numbers, offsets)]
+    columns = [
+        torch.tensor(c, dtype=torch.long) for c in (rows, parents, targets, numbers, offsets)
+    ]
     return Packed(*(t.to(device) for t in (ids, positions, segments, *columns)))
 
 

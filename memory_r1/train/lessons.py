@@ -90,7 +90,7 @@ class Teacher:
         last = len(world.log) - 1
         cuts = [max(1, self.rng.randint(0, last), self.rng.randint(0, last)) for _ in range(4)]
         for cut in cuts:
-            yield self._manage(world, cut)
+            yield from self._manage(world, cut)
             yield self._answer(world, cut, rows)
         yield self._extract(world)
 
@@ -106,7 +106,7 @@ class Teacher:
             branches.append((prompt.removeprefix("extract "), reply))
         return Lesson("extract", "extract", tuple(branches))
 
-    def _manage(self, world: Builder, cut: int) -> Lesson:
+    def _manage(self, world: Builder, cut: int) -> Iterator[Lesson]:
         items = world.log[cut].before
         told: dict[int, Told] = {}
         for step in world.log[cut:]:
@@ -130,12 +130,10 @@ class Teacher:
             if not bucket:
                 del by_kind[kind]
         shown = self._shown(items, [best.target for _, best in chosen if best.target])
-        branches = []
         for fact, best in chosen:
             prompt = manage.render([Fact(fact.text)], entries_of(shown), "compact").text
-            prefix, _, rest = prompt.partition(" fact ")
-            branches.append((f"fact {rest}", self._operation(fact, best, shown)))
-        return Lesson("manage", prefix, tuple(branches))
+            reply = self._operation(fact, best, shown)
+            yield Lesson("manage", "manage", ((prompt.removeprefix("manage "), reply),))
 
     def _shown(self, items: Sequence[Item], targets: Sequence[Item]) -> list[Item]:
         """Up to eight rows, the targets among them, the rest alike where there are such."""

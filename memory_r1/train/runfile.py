@@ -193,8 +193,8 @@ class Eval(Section):
     """Steps between evaluations, besides before the first and after the last; 0: only those."""
     questions: Count = 200
     """Questions asked each time, always the same."""
-    words: str = "new"
-    """The pool of the held-out worlds, with [world]."""
+    words: Literal["train", "unseen"] = "train"
+    """The words of the held-out worlds, with [world]: those known from training, or unseen."""
     split: str = "validation"
     """The held-out dialogues, with [data]."""
 
@@ -215,6 +215,8 @@ class Run(Section):
     """The frozen Memory Manager that built the banks, where `answer` is trained; None: `model`."""
     answer: str | None = None
     """The frozen Answer Agent that earns the reward, where `manager` is trained; None: `model`."""
+    extract: str | None = None
+    """Who extracts facts; None: `model`; "rules": each turn is one fact."""
     world: World | None = None
     data: Data | None = None
     sft: Sft = Sft()

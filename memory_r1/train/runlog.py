@@ -179,7 +179,7 @@ class RunLog:
         about["resumed"] = [*about.get("resumed", []), again]
         _write(self.folder / "run.json", _json(about))
         for name in ("metrics.jsonl", "samples.jsonl"):
-            rows = [row for row in read_metrics(self.folder / name) if row["step"] <= step]
+            rows = [r for r in read_metrics(self.folder / name) if step and r["step"] <= step]
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
             _write(self.folder / name, "".join(lines))
         _write(self.folder / "samples.md", "".join(_as_markdown(row) for row in rows))

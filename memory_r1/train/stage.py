@@ -183,12 +183,14 @@ def prepare(run: Run, say: Callable[[str], None] = lambda text: None) -> Stage:
     trained = start.copy()
     policy = Policy(trained, temperature=run.rollout.temperature, max_tokens=run.rollout.max_tokens)
     players = {role: player_of(run.model, role) for role in ("extract", "manage", "answer")}
+    if run.extract is not None:
+        players["extract"] = player_of(run.extract, "extract")
     if run.manager is not None:
         players["manage"] = player_of(run.manager, "manage")
     if run.answer is not None:
         players["answer"] = player_of(run.answer, "answer")
     frozen = Agents(
-        extract=base.extract,
+        extract=open_agents(run.extract).extract if run.extract else base.extract,
         manage=open_agents(run.manager).manage if run.manager else base.manage,
         answer=open_agents(run.answer).answer if run.answer else base.answer,
     )
@@ -239,8 +241,9 @@ def dialogues_of(run: Run) -> tuple[list[Dialogue], list[Dialogue]]:
             raise DataError(f"{run.data.path} has no dialogue in split {run.data.split!r}")
         return _scored_only(practised), _scored_only(held_out)
     assert run.world is not None
-    return make_world(run.world, run.world.seed), make_world(
-        run.world, run.world.seed + EVAL_SEED, dialogues=max(4, run.eval.questions // 20)
+    held_out = replace(run.world, words=run.eval.words, seed=run.world.seed + EVAL_SEED)
+    return make_world(run.world), make_world(
+        replace(held_out, dialogues=max(4, run.eval.questions // 20))
     )
 
 
@@ -249,13 +252,13 @@ def _scored_only(dialogues: Sequence[Dialogue]) -> list[Dialogue]:
     return [replace(d, questions=tuple(scored([d]))) for d in dialogues]
 
 
-def make_world(world: World, seed: int, dialogues: int | None = None) -> list[Dialogue]:
+def make_world(world: World) -> list[Dialogue]:
     """The dialogues of a [world] section."""
     config = WorldConfig.of(
         {
             **world.dials,
-            "seed": seed,
-            "dialogues": dialogues or world.dialogues,
+            "seed": world.seed,
+            "dialogues": world.dialogues,
             "sessions": world.sessions,
             "words": world.words,
         }
