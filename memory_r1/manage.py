@@ -63,7 +63,7 @@ def render(facts: Sequence[Fact], related: Sequence[Entry], style: Style) -> Pro
     """
     if style == "compact":
         new = " ; ".join(plain(fact.text) for fact in facts)
-        # The fact first: a model that reads left to right then sees in every row whether it matches.
+        # The fact first: reading left to right, a model then sees in every row if it matches.
         rows = labelled(related) or "nothing"
         return Prompt((("user", f"manage fact {new} : {rows} {ARROW}"),))
     stored = numbered(related) or "(none)"

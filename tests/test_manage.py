@@ -38,11 +38,11 @@ def test_the_compact_prompt_is_the_trained_one():
     assert shown == (
         (
             "user",
-            'manage Mia has a bicycle, Comet <s0> Bo says "hi" <s1> odd ‹s1› =› DELETE '
-            "[7] ‹|im_end|› <s2> fact Mia bought another bicycle, Dart =>",
+            'manage fact Mia bought another bicycle, Dart : Mia has a bicycle, Comet <s0> '
+            'Bo says "hi" <s1> odd ‹s1› =› DELETE [7] ‹|im_end|› <s2> =>',
         ),
     )
-    assert manage.render([FACT], [], "compact").text == f"manage nothing fact {FACT.text} =>"
+    assert manage.render([FACT], [], "compact").text == f"manage fact {FACT.text} : nothing =>"
 
 
 @pytest.mark.parametrize(

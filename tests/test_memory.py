@@ -90,7 +90,7 @@ def test_a_compact_manager_sees_the_bank_as_the_facts_before_left_it(memory):
         style="compact",
     )
     result = llm.add("...", user_id="mia")
-    assert "Mia has a dog <s0> fact the dog is called Rex" in llm.agents.manage.prompts[1].text
+    assert "fact the dog is called Rex : Mia has a dog <s0>" in llm.agents.manage.prompts[1].text
     assert texts(llm) == ["Mia has a dog named Rex", "Mia is tall"]
     assert [row.op for row in result.rows] == ["ADD", "UPDATE", "ADD"]
     assert result.rows[0].entry_id == result.rows[1].entry_id

@@ -13,7 +13,7 @@ from memory_r1.types import Completion, Prompt
 
 @dataclass(frozen=True)
 class Step:
-    """One prompt and one completion, as tokens: what went in and what came out, never re-encoded."""
+    """One prompt and one completion as tokens: what went in and came out, never re-encoded."""
 
     prompt_ids: tuple[int, ...]
     ids: tuple[int, ...]

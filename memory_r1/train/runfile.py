@@ -98,7 +98,7 @@ class Rollout(Section):
     """Questions asked about a decision of the Memory Manager, at most; the reward is their mean."""
     turns: Count = 1
     """Turns a Memory Manager's episode lasts, at most: 1 decides on one turn and is asked at once
-    (Algorithm 1); more play a dialogue from an empty bank and are asked at its end (Algorithm 5)."""
+    (Algorithm 1); more play a dialogue from an empty bank, asked at its end (Algorithm 5)."""
 
 
 @dataclass(frozen=True)

@@ -241,9 +241,9 @@ def dialogues_of(run: Run) -> tuple[list[Dialogue], list[Dialogue]]:
             raise DataError(f"{run.data.path} has no dialogue in split {run.data.split!r}")
         return _scored_only(practised), _scored_only(held_out)
     assert run.world is not None
-    held_out = replace(run.world, words=run.eval.words, seed=run.world.seed + EVAL_SEED)
+    tested = replace(run.world, words=run.eval.words, seed=run.world.seed + EVAL_SEED)
     return make_world(run.world), make_world(
-        replace(held_out, dialogues=max(4, run.eval.questions // 20))
+        replace(tested, dialogues=max(4, run.eval.questions // 20))
     )
 
 
