@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 
 from memory_r1.errors import ConfigError
 from memory_r1.llm import LLM, Agents
-from memory_r1.llm.open import BUNDLED, open_agents
+from memory_r1.llm.open import folder_of, open_agents
 
 EVERYTHING = 1_000_000
 """More entries than any dialogue has turns."""
@@ -63,7 +61,7 @@ def fingerprint(name: str | None) -> str:
     """A name, and for a model folder also what is in it, so that a retrained one is told apart."""
     if name is None:
         return ""
-    folder = Path(str(files("memory_r1") / "models" / name)) if name in BUNDLED else Path(name)
+    folder = folder_of(name)
     if not folder.is_dir():
         return name
     digest = hashlib.sha256()

@@ -16,6 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import httpx
+
 from memory_r1.errors import ConfigError, MissingExtra, ModelUnavailable
 from memory_r1.types import Completion, Prompt, Style
 
@@ -258,6 +260,7 @@ class LocalLLM:
         device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = self._dtype or ("float32" if device == "cpu" else "auto")
         with _no_progress_bars():
+            _find_on_hub(self._base)
             tokenizer = self._try("tokenizer", lambda: _load_tokenizer(self.path, self._base))
             model = self._try("weights", lambda: _load_model(self.path, self._base, dtype))
         return _Loaded(model.to(device).eval(), tokenizer)
@@ -374,6 +377,35 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise _unusable(str(file.parent), f"a JSON object in {file.name}", f"got {data!r:.80}")
     return data
+
+
+def _find_on_hub(name: str) -> None:
+    """Refuse at once an id that is neither in the local cache nor to be had from the hub.
+
+    The hub's own client would retry for a minute or more before it says so.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if _is_path(name) or isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return
+    reason = "the environment forbids downloads (HF_HUB_OFFLINE)"
+    if not constants.HF_HUB_OFFLINE:
+        url = f"{constants.ENDPOINT}/{name}/resolve/main/config.json"
+        try:
+            found = httpx.head(url, timeout=20, follow_redirects=True)
+        except httpx.HTTPError as error:
+            reason = f"{constants.ENDPOINT} can't be reached ({error})"
+        else:
+            if found.status_code not in (401, 403, 404):  # a private model has a token of its own
+                return
+            if constants.HF_TOKEN_PATH and os.path.isfile(constants.HF_TOKEN_PATH):
+                return
+            reason = f"{constants.ENDPOINT} answered {found.status_code} for it"
+    raise ModelUnavailable(
+        f"no model {name!r}: it is no folder here, it is not in the local cache, and {reason}. "
+        "Expected rules, tiny, tiny-base, a folder, openai:MODEL, a URL with #MODEL, or a "
+        "Hugging Face id"
+    )
 
 
 def _load_tokenizer(path: str, base: str) -> Any:

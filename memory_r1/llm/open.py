@@ -32,10 +32,16 @@ def open_agents(name: str | None) -> Agents:
     """
     if name is None or name == "rules":
         return Agents()
-    if name and (Path(name) / ROLES_FILE).is_file():
-        return _open_run(Path(name))
+    folder = folder_of(name)
+    if name and (folder / ROLES_FILE).is_file():
+        return _open_run(folder)
     llm = open_llm(name)
     return Agents(llm, llm, llm)
+
+
+def folder_of(name: str) -> Path:
+    """Where a model is: the folder of a bundled one, else the name taken as a path."""
+    return Path(str(files("memory_r1"))) / "models" / name if name in BUNDLED else Path(name)
 
 
 def open_llm(name: str) -> LLM:
@@ -52,7 +58,7 @@ def open_llm(name: str) -> LLM:
         )
     from memory_r1.llm.local import LocalLLM
 
-    return LocalLLM(str(files("memory_r1") / "models" / name) if name in BUNDLED else name)
+    return LocalLLM(str(folder_of(name)) if name in BUNDLED else name)
 
 
 def _open_service(model: str, url: str) -> LLM:

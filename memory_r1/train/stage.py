@@ -21,7 +21,7 @@ from memory_r1.embed import Embedder, open_embedder
 from memory_r1.errors import ConfigError, DataError
 from memory_r1.llm import Agents, Role
 from memory_r1.llm.local import LocalLLM
-from memory_r1.llm.open import BUNDLED, ROLES_FILE, open_agents
+from memory_r1.llm.open import BUNDLED, ROLES_FILE, folder_of, open_agents
 from memory_r1.train.episodes import (
     AnswerEpisode,
     Episode,
@@ -268,11 +268,11 @@ def make_world(world: World) -> list[Dialogue]:
 
 def player_of(name: str, role: Role) -> str:
     """The model that plays a role: what `name` stands for, or whom its run folder names."""
-    path = Path(name) / ROLES_FILE
-    if not path.is_file():
+    folder = folder_of(name)
+    if not (folder / ROLES_FILE).is_file():
         return name
-    player = str(json.loads(path.read_text("utf-8")).get(role, "rules"))
-    inner = Path(name) / player
+    player = str(json.loads((folder / ROLES_FILE).read_text("utf-8")).get(role, "rules"))
+    inner = folder / player
     return str(inner) if inner.is_dir() else player
 
 
