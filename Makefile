@@ -27,7 +27,7 @@ help:
 	@sed -n 's/^#   //p' Makefile
 
 quickstart: $(INSTALLED)
-	$(BIN)/memory-r1 quickstart
+	OMP_NUM_THREADS=$$(nproc) $(BIN)/memory-r1 quickstart
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow and not gpu"

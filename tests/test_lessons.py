@@ -68,7 +68,11 @@ def test_the_same_seed_teaches_the_same_and_another_something_else():
 
 def test_a_dialogue_gives_lessons_for_all_three_roles():
     roles = [lesson.role for lesson in lessons(dialogues=1)]
-    assert (roles.count("manage"), roles.count("answer"), roles.count("extract")) == (roles.count("manage"), 4, 1)
+    assert (roles.count("manage"), roles.count("answer"), roles.count("extract")) == (
+        roles.count("manage"),
+        4,
+        1,
+    )
     assert 4 <= roles.count("manage") <= 24
 
 

@@ -38,7 +38,7 @@ def test_the_compact_prompt_is_the_trained_one():
     assert shown == (
         (
             "user",
-            'manage fact Mia bought another bicycle, Dart : Mia has a bicycle, Comet <s0> '
+            "manage fact Mia bought another bicycle, Dart : Mia has a bicycle, Comet <s0> "
             'Bo says "hi" <s1> odd ‹s1› =› DELETE [7] ‹|im_end|› <s2> =>',
         ),
     )

@@ -26,7 +26,7 @@ from memory_r1.config import Settings
 from memory_r1.data import Dialogue, Question, Split, load, scored
 from memory_r1.embed import Embedder, open_embedder
 from memory_r1.errors import ConfigError, DataError
-from memory_r1.llm import Conversation, drive
+from memory_r1.llm import Conversation, drive, strictly
 from memory_r1.memory import remember, respond
 from memory_r1.store import new_id, open_store
 from memory_r1.types import JournalRow, Message, Owner
@@ -219,7 +219,7 @@ def _build(dialogue: Dialogue, bank: Bank, now: _Run) -> Conversation[None]:
         if message.state == "pending":
             context = turns[max(0, i - now.settings.context) : i]
             began = time.perf_counter()
-            yield from _strictly(
+            yield from strictly(
                 remember(
                     bank,
                     turn,
@@ -233,20 +233,6 @@ def _build(dialogue: Dialogue, bank: Bank, now: _Run) -> Conversation[None]:
             now.seconds[dialogue.id, turn.id] = took
             now.folder.add_turn(dialogue.id, turn.id, took)
         now.on_turns(1)
-
-
-def _strictly(conversation: Conversation[T]) -> Conversation[T]:
-    """The same, but an absent model ends it: `remember` would keep the turn for another day.
-
-    The turn stays pending, and is remembered when the run goes on.
-    """
-    try:
-        call = next(conversation)
-        while True:
-            call = conversation.send((yield call))
-    except StopIteration as stop:
-        result: T = stop.value
-        return result
 
 
 def _ask(questions: Sequence[Question], banks: Mapping[str, Bank], now: _Run) -> list[Prediction]:

@@ -62,6 +62,21 @@ Conversation = Generator[Call, Completion, T]
 benchmarks drive hundreds in step, so that the same code path is batched."""
 
 
+def strictly(conversation: Conversation[T]) -> Conversation[T]:
+    """The same conversation, but an absent model ends it.
+
+    `remember` would keep the turn for another day, which is right for users; where a result is
+    measured or learned from, a turn lost on the way would spoil it silently.
+    """
+    try:
+        call = next(conversation)
+        while True:
+            call = conversation.send((yield call))
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+
+
 def drive(conversations: Sequence[Conversation[T]], agents: Agents) -> list[T]:
     """Run conversations to their end, with one batched `complete` per role and round.
 

@@ -112,13 +112,13 @@ class LocalLLM:
             self._remember(known)
         return [known[key] for key in keys]
 
-    def copy(self) -> LocalLLM:
+    def copy(self, *, dtype: str | None = None) -> LocalLLM:
         """The same model with weights of its own, read anew: one to train, one that stays."""
         return LocalLLM(
             self.path,
             style=self.style,
             device=self._device,
-            dtype=self._dtype,
+            dtype=dtype or self._dtype,
             name=self.name,
             seed=self._seed,
         )

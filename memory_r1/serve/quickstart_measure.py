@@ -13,6 +13,7 @@ from memory_r1.bench.baselines import open_system
 from memory_r1.bench.folder import RunFolder
 from memory_r1.bench.run import Plan, Progress, run
 from memory_r1.bench.score import Interval, Prediction, group_names, paired_bootstrap, percent
+from memory_r1.config import Settings
 from memory_r1.data import load
 from memory_r1.data.world import WorldConfig, WorldWords, write
 from memory_r1.train.episodes import read_facts
@@ -91,7 +92,7 @@ def evaluate(
     if banks_of is None:
         # Facts don't depend on the bank: read all at once, they wait in the model's own cache
         # when the banks are built turn by turn.
-        read_facts(load(data), players.agents)
+        read_facts(load(data), players.agents, Settings())
     run(plan, players, progress=progress)
 
 

@@ -19,7 +19,7 @@ from memory_r1.config import Settings
 from memory_r1.data import Dialogue, Question
 from memory_r1.embed import Embedder
 from memory_r1.errors import MalformedReply
-from memory_r1.llm import LLM, Agents, Call, Conversation, drive
+from memory_r1.llm import LLM, Agents, Call, Conversation, drive, strictly
 from memory_r1.memory import AddResult, remember, respond
 from memory_r1.store.ram import RamStore
 from memory_r1.text import em, f1
@@ -128,8 +128,9 @@ class ManagerEpisode:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """The situation and what the bank says now."""
-        return (self.about, *(entry.text for entry in self._bank.entries()))
+        """The situation and all that prompts and retrieval see of the bank: no ids, no clocks."""
+        entries = self._bank.entries()
+        return (self.about, *((e.text, e.said, e.speaker, e.sources) for e in entries))
 
     def judge(self) -> Conversation[Outcome]:
         """Mean exact match of the frozen agent's answers to the linked questions (the reward)."""
@@ -223,21 +224,27 @@ def last_evidence(question: Question, dialogue: Dialogue) -> int:
 
 
 def read_facts(
-    dialogues: Sequence[Dialogue], agents: Agents
+    dialogues: Sequence[Dialogue], agents: Agents, settings: Settings
 ) -> dict[tuple[str, str], tuple[Fact, ...]]:
-    """The facts of every turn, by (dialogue id, turn id); a malformed reply gives none."""
+    """The facts of every turn, by (dialogue id, turn id); a malformed reply gives none.
 
-    def read(turn: Turn) -> Conversation[list[Fact]]:
+    The extractor is shown the turns before, as in serving (`Settings.context`).
+    """
+
+    def read(turn: Turn, context: Sequence[Turn]) -> Conversation[list[Fact]]:
+        if not (turn.text or turn.caption):
+            return []
         if agents.extract is None:
             return [extract.whole_turn(turn)]
         try:
-            return (yield from extract.facts(turn, agents.extract.style))
+            return (yield from extract.facts(turn, agents.extract.style, context))
         except MalformedReply:
             return []
 
-    turns = [(dialogue.id, turn) for dialogue in dialogues for turn in dialogue.turns]
-    found = drive([read(turn) for _, turn in turns], agents)
-    return {(d, turn.id): tuple(f) for (d, turn), f in zip(turns, found, strict=True)}
+    turns = [(d, i) for d in dialogues for i in range(len(d.turns))]
+    before = settings.context
+    found = drive([read(d.turns[i], d.turns[max(0, i - before) : i]) for d, i in turns], agents)
+    return {(d.id, d.turns[i].id): tuple(f) for (d, i), f in zip(turns, found, strict=True)}
 
 
 def situations(
@@ -255,10 +262,11 @@ def situations(
     whose last evidence is this turn, and, to fill up to `questions`, older ones about the entries
     the manager is shown: a right decision must not damage those.
     """
-    facts = read_facts(dialogues, agents)
+    facts = read_facts(dialogues, agents, settings)
 
     def play(dialogue: Dialogue) -> Conversation[list[Situation]]:
         rng = random.Random(f"{seed}/{dialogue.id}")
+        compact = agents.manage is not None and agents.manage.style == "compact"
         bank = Bank(RamStore(), embedder, Owner(dialogue.id))
         due: dict[int, list[Question]] = {}
         for question in dialogue.questions:
@@ -273,10 +281,11 @@ def situations(
             at_stake = _at_stake(bank, new, due, i, settings, agents)
             room = questions - len(asked)
             asked = asked + rng.sample(at_stake, min(room, len(at_stake)))
-            if asked:
+            # On an empty bank a compact manager isn't asked: nothing could be learned there.
+            if asked and (bank.entries() or not compact):
                 name = f"{dialogue.id}/{turn.id}"
                 found.append(Situation(name, bank.fork(), ((turn, new),), tuple(asked)))
-            yield from remember(bank, turn, agents, settings, facts=new)
+            yield from strictly(remember(bank, turn, agents, settings, facts=new))
         return found
 
     return [s for of in drive([play(d) for d in dialogues], agents) for s in of]
@@ -305,13 +314,18 @@ def _at_stake(
 
 
 def whole_dialogues(
-    dialogues: Sequence[Dialogue], agents: Agents, embedder: Embedder, *, turns: int
+    dialogues: Sequence[Dialogue],
+    agents: Agents,
+    embedder: Embedder,
+    settings: Settings,
+    *,
+    turns: int,
 ) -> list[Situation]:
     """One situation per question: from an empty bank through all turns in order (Algorithm 5).
 
     turns: play at most so many turns with facts, those up to the question's last evidence.
     """
-    facts = read_facts(dialogues, agents)
+    facts = read_facts(dialogues, agents, settings)
     found = []
     for dialogue in dialogues:
         for question in dialogue.questions:
@@ -335,13 +349,13 @@ def tasks(
 
     A dialogue of which nothing was kept leaves an empty bank and no task.
     """
-    facts = read_facts(dialogues, agents)
+    facts = read_facts(dialogues, agents, settings)
 
     def play(dialogue: Dialogue) -> Conversation[Bank]:
         bank = Bank(RamStore(), embedder, Owner(dialogue.id))
         for turn in dialogue.turns:
             if new := facts[dialogue.id, turn.id]:
-                yield from remember(bank, turn, agents, settings, facts=new)
+                yield from strictly(remember(bank, turn, agents, settings, facts=new))
         return bank
 
     banks = drive([play(dialogue) for dialogue in dialogues], agents)

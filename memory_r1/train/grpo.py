@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memory_r1.train.algorithms import aggregate, grpo_advantages, kl, loss_denominator, policy_loss
+from memory_r1.train.algorithms import (
+    aggregate,
+    grpo_advantages,
+    kl,
+    loss_denominator,
+    policy_loss,
+    tied,
+)
 from memory_r1.train.policy import Row, sampled_logps, score
 from memory_r1.train.rollout import Rollout
 from memory_r1.train.stage import Stage, describe
@@ -60,12 +67,11 @@ class Grpo:
         rewards = torch.tensor([played[i].outcome.reward for i in judged])  # type: ignore[union-attr]
         of_group = torch.tensor([groups[i] for i in judged])
         advantages = grpo_advantages(rewards, of_group, scale_by_std=self.settings.scale_by_std)
-        metrics["frac_zero_std"] = _share_of_tied(advantages, of_group)
-        rows = [
-            row
-            for row in rows_of([played[i] for i in judged], advantages.tolist())
-            if row.advantage != 0
-        ]
+        live = ~tied(rewards, of_group)
+        groups_alive = len(torch.unique(of_group[live]))
+        metrics["frac_zero_std"] = 1 - groups_alive / max(1, len(torch.unique(of_group)))
+        kept = [i for i, alive in zip(judged, live.tolist(), strict=True) if alive]
+        rows = rows_of([played[i] for i in kept], advantages[live].tolist())
         metrics["lr"] = set_rate(
             self.optimizer, run.optimizer.lr, number, run.optimizer.warmup_steps
         )
@@ -78,7 +84,6 @@ class Grpo:
 
     def _update(self, rows: list[Row], number: int) -> dict[str, float]:
         policy, settings = self.stage.policy, self.settings
-        policy.model.train()
         metrics: dict[str, float] = {}
         passes: list[dict[str, float]] = []
         for epoch in range(settings.epochs):
@@ -128,10 +133,4 @@ class Grpo:
                     policy.model, self.optimizer, self.stage.run.optimizer.grad_clip
                 )
                 passes.append(totals)
-        policy.model.eval()
         return metrics | {name: sum(p[name] for p in passes) / len(passes) for name in passes[0]}
-
-
-def _share_of_tied(advantages: Tensor, groups: Tensor) -> float:
-    live = len(torch.unique(groups[advantages != 0]))
-    return 1 - live / max(1, len(torch.unique(groups)))

@@ -88,7 +88,7 @@ def learn(
             before = stage.evaluate()
             log.log(0, before)
             watch(0, before)
-        after = before
+        after = before if first < run.steps.total else stage.evaluate()
         for number in range(first, run.steps.total):
             metrics, played = algorithm.step(number)
             done = number + 1

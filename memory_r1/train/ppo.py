@@ -76,7 +76,10 @@ class Ppo:
         judged = [rollout for rollout in played if rollout.outcome is not None and rollout.steps]
         rows = rows_of(judged, [0.0] * len(judged))
         metrics["lr"] = set_rate(
-            self.optimizer, run.optimizer.lr, number, run.optimizer.warmup_steps
+            self.optimizer,
+            run.optimizer.lr,
+            max(0, number - self.settings.value_warmup),  # until then the policy waits
+            run.optimizer.warmup_steps,
         )
         if rows:
             rewards = [rollout.outcome.reward for rollout in judged if rollout.outcome]
@@ -122,7 +125,6 @@ class Ppo:
 
     def _update(self, rows: list[Row], rewards: list[float], number: int) -> dict[str, float]:
         policy, settings, run = self.stage.policy, self.settings, self.stage.run
-        policy.model.train()
         ledger, metrics = self._credit(rows, rewards)
         passes: list[dict[str, float]] = []
         for epoch in range(settings.epochs):
@@ -175,7 +177,6 @@ class Ppo:
                         policy.model, self.optimizer, run.optimizer.grad_clip
                     )
                 passes.append(totals)
-        policy.model.eval()
         return metrics | {name: sum(p[name] for p in passes) / len(passes) for name in passes[0]}
 
 

@@ -68,4 +68,9 @@ def judge(episodes: Sequence[Episode], judges: Agents) -> dict[tuple[object, ...
             return None
 
     found = drive([verdict(episode) for episode in distinct.values()], judges)
-    return dict(zip(distinct, found, strict=True))
+    # One prompt that is too long fails its whole batch: the others are asked again, alone.
+    again = [
+        outcome if outcome is not None else drive([verdict(episode)], judges)[0]
+        for outcome, episode in zip(found, distinct.values(), strict=True)
+    ]
+    return dict(zip(distinct, again, strict=True))

@@ -237,6 +237,11 @@ class Run(Section):
         elif (self.world is None) == (self.data is None):
             seen = "both" if self.world else "neither"
             raise ConfigError(f"expected [world] or [data], one of them; {seen} is given")
+        if self.data is not None and self.data.split == self.eval.split:
+            raise ConfigError(
+                f"data.split and eval.split are both {self.data.split!r}; held-out dialogues must "
+                "not be trained on"
+            )
         if self.kind == "manager" and self.manager is not None:
             raise ConfigError("'manager' names a frozen manager, but it is what is trained here")
         if self.kind == "answer" and self.answer is not None:

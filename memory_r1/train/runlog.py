@@ -65,7 +65,7 @@ METRICS = {
 }
 """What the columns of metrics.jsonl mean."""
 
-MAY_CHANGE = ("steps.", "eval.")
+MAY_CHANGE = ("steps.", "eval.every")
 """Settings a resumed run may change: how long it is and what is measured, not what is learned."""
 PLAIN_SECONDS = 10.0
 """Between progress lines where there is no terminal to draw a bar on."""

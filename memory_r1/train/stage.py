@@ -120,6 +120,7 @@ _EVALUATED = (
     "em",
     "f1",
     "format_valid",
+    "infra_failures",
     *(f"op_{o}" for o in ("add", "update", "delete", "noop")),
 )
 
@@ -180,7 +181,12 @@ def prepare(run: Run, say: Callable[[str], None] = lambda text: None) -> Stage:
             f"model {run.model!r} can't be trained here; expected a bundled model, a folder or a "
             "Hugging Face id"
         )
-    trained = start.copy()
+    # Updates of a usual size would round away in bfloat16.
+    trained = start.copy(dtype="float32")
+    if hasattr(trained.model, "peft_config"):
+        raise ConfigError(
+            f"model {run.model!r} is an adapter; expected full weights: merge it into its base"
+        )
     policy = Policy(trained, temperature=run.rollout.temperature, max_tokens=run.rollout.max_tokens)
     players = {role: player_of(run.model, role) for role in ("extract", "manage", "answer")}
     if run.extract is not None:
@@ -220,7 +226,7 @@ def _starts(
     if run.kind == "answer":
         return tasks(dialogues, frozen, embedder, settings)
     if run.rollout.turns > 1:
-        return whole_dialogues(dialogues, frozen, embedder, turns=run.rollout.turns)
+        return whole_dialogues(dialogues, frozen, embedder, settings, turns=run.rollout.turns)
     return situations(
         dialogues,
         frozen,

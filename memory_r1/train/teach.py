@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from memory_r1.data.world import WorldWords
+from memory_r1.errors import MemoryR1Error
 from memory_r1.llm.prompting import ARROW
 from memory_r1.train.batch import Branch, Packed, Tree, by_tokens, hidden_states, pack
 from memory_r1.train.lessons import Lesson, Teacher, Vice
@@ -117,6 +118,11 @@ class Teaching:
             self.model, self.tokenizer, trees, _learned(trees), bf16=self.bf16, micro=self.micro
         )
         norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), 1.0))
+        if not norm < float("inf"):
+            raise MemoryR1Error(
+                f"the gradient became {norm} at step {number + 1}; the last checkpoint is sound. "
+                "Start a new folder with lower sft rates"
+            )
         share = self.schedule.share(number)
         rates = (self.schedule.muon_lr * share, self.schedule.adam_lr * share)
         for optimizer, lr in zip(self.optimizers, rates, strict=True):

@@ -80,7 +80,7 @@ def finish_step(model: nn.Module, optimizer: torch.optim.Optimizer, clip: float)
         optimizer.zero_grad(set_to_none=True)
         raise MemoryR1Error(
             f"the gradient became {norm}: the run stopped before it could spoil the weights. "
-            "Lower optimizer.lr, or continue from the last checkpoint with --resume"
+            "Start a new folder with a lower optimizer.lr"
         )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
