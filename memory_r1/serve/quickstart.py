@@ -299,7 +299,7 @@ def next_commands(out: Path) -> list[tuple[str, str]]:
         ),
     ]
     # Offered only where a run file for it is there.
-    if real := sorted(run_files().glob("locomo_*.toml")):
+    if real := sorted(run_files().glob("locomo_manager_*.toml")):
         what = "train a large model on LoCoMo (a GPU)"
         commands.append((what, f"memory-r1 train {real[0]} --out {out / real[0].stem}"))
     return commands
