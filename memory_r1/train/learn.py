@@ -65,7 +65,8 @@ def learn(
     that shows its own passes a quiet one.
 
     With `resume` it goes on from the latest checkpoint in `out`: the same weights result as if it
-    had never stopped, bit for bit on a CPU with one thread. Raises ConfigError, DataError, ModelUnavailable.
+    had never stopped, bit for bit on a CPU with one thread. Raises ConfigError, DataError,
+    ModelUnavailable.
     """
     if run.kind == "sft":
         from memory_r1.train.sft import teach
