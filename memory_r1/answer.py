@@ -12,12 +12,13 @@ from memory_r1.llm import Call, Conversation
 from memory_r1.llm.prompting import (
     ARROW,
     MONTHS,
+    NOTHING,
     day,
     halves,
     labelled,
-    labels,
     numbered,
     plain,
+    pointed,
     quoted,
     repair,
     resolve_days,
@@ -63,8 +64,8 @@ def render(
     `asked` is when the question is asked, for "how long ago" (instruct only).
     """
     if style == "compact":
-        rows = labelled(entries) or "nothing"
-        return Prompt((("user", f"answer {rows} question {plain(question)} {ARROW}"),))
+        rows = labelled(entries) or NOTHING
+        return Prompt((("user", f"memory {rows} question {plain(question)} {ARROW}"),))
     shown = numbered(entries) or "(none)"
     today = f"Today is {day(asked)}.\n" if asked else ""
     return Prompt(
@@ -91,10 +92,10 @@ def parse(reply: str, entries: Sequence[Entry], style: Style) -> Answer:
 
 def _parse_compact(reply: str, entries: Sequence[Entry]) -> Answer:
     left, right = halves(reply)
-    named = labels(left)
-    if (left == "nothing") == bool(named) or any(number >= len(entries) for number in named):
+    named = pointed(left)
+    if named is None or any(number >= len(entries) for number in named):
         raise MalformedReply(
-            f"expected 'nothing' or memories <s0>..<s{len(entries) - 1}> before the arrow, "
+            f"expected memories <s0>..<s{len(entries) - 1}> or 'nothing' before the arrow, "
             f"got {reply[:80]!r}"
         )
     return _answer(restored(right), [entries[number] for number in named])

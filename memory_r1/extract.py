@@ -12,6 +12,7 @@ from memory_r1.errors import ConfigError, MalformedReply
 from memory_r1.llm import Call, Conversation
 from memory_r1.llm.prompting import (
     ARROW,
+    NOTHING,
     day,
     json_in,
     plain,
@@ -27,7 +28,6 @@ from memory_r1.types import Fact, Prompt, Style, Turn, as_utc
 
 MAX_TOKENS = 1024
 """Room for the facts of one long turn."""
-NOTHING = "nothing"
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {

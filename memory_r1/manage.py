@@ -10,12 +10,13 @@ from memory_r1.errors import MalformedOps, MalformedReply
 from memory_r1.llm import Call, Conversation
 from memory_r1.llm.prompting import (
     ARROW,
+    NOTHING,
     halves,
     json_in,
     labelled,
-    labels,
     numbered,
     plain,
+    pointed,
     quoted,
     repair,
     restored,
@@ -63,9 +64,8 @@ def render(facts: Sequence[Fact], related: Sequence[Entry], style: Style) -> Pro
     """
     if style == "compact":
         new = " ; ".join(plain(fact.text) for fact in facts)
-        # The fact first: reading left to right, a model then sees in every row if it matches.
-        rows = labelled(related) or "nothing"
-        return Prompt((("user", f"manage fact {new} : {rows} {ARROW}"),))
+        rows = labelled(related) or NOTHING
+        return Prompt((("user", f"memory {rows} fact {new} {ARROW}"),))
     stored = numbered(related) or "(none)"
     new = "\n".join(f"- {quoted(fact.text)}" for fact in facts)
     return Prompt(
@@ -100,14 +100,20 @@ def _form(op: str, **fields: Any) -> dict[str, Any]:
     }
 
 
-def parse(reply: str, related: Sequence[Entry], style: Style) -> list[MemoryOp]:
+def parse(
+    reply: str, related: Sequence[Entry], style: Style, facts: Sequence[Fact] = ()
+) -> list[MemoryOp]:
     """Read the manager's reply. Strict: it never repairs, guesses or skips an operation.
 
+    facts: what a compact `ADD` without a text adds.
     Reads our forms and the one of the paper and of Mem0 ({"memory": [{"id", "text", "event"}]},
     in which unchanged memories are reprinted). Raises MalformedOps.
     """
     try:
-        ops = _parse_compact(reply, related) if style == "compact" else _parse_json(reply, related)
+        if style == "compact":
+            ops = _parse_compact(reply, related, " ; ".join(fact.text for fact in facts))
+        else:
+            ops = _parse_json(reply, related)
     except MalformedReply as error:
         raise MalformedOps(str(error)) from error
     changed = [op.entry_id for op in ops if isinstance(op, Update | Delete)]
@@ -119,27 +125,37 @@ def parse(reply: str, related: Sequence[Entry], style: Style) -> list[MemoryOp]:
 _OP_WORD = re.compile(r";\s*(?:ADD|UPDATE|DELETE|NOOP)\b")
 
 
-def _parse_compact(reply: str, related: Sequence[Entry]) -> list[MemoryOp]:
+def _parse_compact(reply: str, related: Sequence[Entry], told: str) -> list[MemoryOp]:
     left, right = halves(reply)
+    shown = pointed(left)
     word, _, text = right.partition(" ")
     text = restored(text)
-    if left != "nothing":
-        shown = _entry(labels(left)[-1] if left.endswith(">") and labels(left) else None, related)
-        replacement = text.removeprefix("; ADD ") if word == "DELETE" else ""
-        if word == "UPDATE" and text and not _OP_WORD.search(text):
-            return [Update(shown.id, text)]
-        if word == "DELETE" and not text:
-            return [Delete(shown.id)]
-        if replacement not in ("", text) and not _OP_WORD.search(replacement):
-            return [Delete(shown.id), Add(replacement)]
-    if word == "ADD" and text and not _OP_WORD.search(text):
-        return [Add(text)]
-    if word == "NOOP" and not text:
+    if shown:
+        target = _entry(shown[-1], related)
+        match word:
+            case "UPDATE" if text and not _OP_WORD.search(text):
+                return [Update(target.id, text)]
+            case "DELETE" if not text:
+                return [Delete(target.id)]
+            case "DELETE" if f"{text} ".startswith("; ADD "):
+                return [Delete(target.id), _added(text.removeprefix("; ADD"), told, reply)]
+    if shown is not None and word == "ADD":
+        return [_added(text, told, reply)]
+    if shown is not None and word == "NOOP" and not text:
         return [Noop()]
     raise MalformedOps(
         f"expected UPDATE, DELETE, ADD or NOOP (only ADD or NOOP after 'nothing'), "
         f"got {reply[:80]!r}"
     )
+
+
+def _added(text: str, told: str, reply: str) -> Add:
+    """What a compact ADD says, or the fact as it was told when it says nothing."""
+    text = text.strip()
+    # What was told may hold an operation's name: nobody asked for that operation.
+    if not (text or told) or _OP_WORD.search(text):
+        raise MalformedOps(f"expected one text, or none, after ADD, got {reply[:80]!r}")
+    return Add(text or told)
 
 
 def _parse_json(reply: str, related: Sequence[Entry]) -> list[MemoryOp]:
@@ -215,7 +231,7 @@ def decide(
     completion = yield Call("manage", prompt, MAX_TOKENS, form)
     if style == "compact":
         try:
-            return parse(whole(completion), related, style)
+            return parse(whole(completion), related, style, facts)
         except MalformedReply as error:
             raise MalformedOps(str(error)) from error
     try:

@@ -44,11 +44,11 @@ def test_the_compact_prompt_is_the_trained_one():
     assert shown.messages == (
         (
             "user",
-            "answer Mia has two bicycles, Comet and Dart <s0> Bo lives in Rome <s1> "
+            "memory Bo lives in Rome <s1> Mia has two bicycles, Comet and Dart <s0> "
             "question Where does Bo live? =>",
         ),
     )
-    assert answer.render("Who?", [], "compact").text == "answer nothing question Who? =>"
+    assert answer.render("Who?", [], "compact").text == "memory nothing question Who? =>"
     assert answer.render("<s0> => me", ENTRIES, "compact").text.count("=>") == 1
 
 
@@ -58,6 +58,7 @@ def test_the_compact_prompt_is_the_trained_one():
         ("Bo lives in Rome <s1> => Rome", "Rome", ["id-1"]),
         ("Mia has <s0> , odd <s2> => 2", "2", ["id-0", "id-2"]),
         ("<s0> , <s0> => two", "two", ["id-0"]),
+        ("odd <s2> , Mia has <s0> => 2", "2", ["id-2", "id-0"]),
     ],
 )
 def test_compact_replies_are_read(reply, text, used):
@@ -68,6 +69,7 @@ def test_compact_replies_are_read(reply, text, used):
 def test_not_mentioned_is_a_legitimate_answer():
     for style, reply in (
         ("compact", "nothing => not mentioned"),
+        ("compact", "Bo's dog nothing => not mentioned"),
         ("instruct", "Memories: none\n**Answer:** Not mentioned."),
     ):
         found = answer.parse(reply, ENTRIES, style)
@@ -79,6 +81,7 @@ def test_not_mentioned_is_a_legitimate_answer():
     [
         *("", "nothing", "=>", "nothing =>", "=> Rome", "Bo lives in Rome => Rome"),
         *("Bo <s3> => Rome", "<s1> => a => b", "<s1> => Rome <s0>"),
+        *("Bo <s1> nothing => Rome", "nothing Bo => Rome", "<s1> , Bo => Rome"),
     ],
 )
 def test_malformed_compact_replies_are_refused(reply):

@@ -4,7 +4,7 @@ import copy
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
@@ -16,6 +16,7 @@ from memory_r1.train.batch import (  # noqa: E402
     attention_mask,
     by_tokens,
     hidden_states,
+    layout,
     pack,
 )
 from memory_r1.train.teach import backward  # noqa: E402
@@ -24,7 +25,7 @@ VOCABULARY = 50
 TOKENS = st.integers(1, VOCABULARY - 1)
 
 
-@pytest.fixture(scope="module", params=["lean", "eager"])
+@pytest.fixture(scope="module", params=["tree", "eager"])
 def model(request):
     torch.manual_seed(0)
     config = transformers.Qwen2Config(
@@ -154,6 +155,63 @@ def test_what_stands_in_the_padding_does_not_matter(model):
     torch.testing.assert_close(
         logits_packed(model, some, pad=0)[0], logits_packed(model, some, pad=33)[0]
     )
+
+
+# Rows of every shape: many branches and one, a prefix of one token, lengths of one to four.
+UNEVEN = [
+    Tree((1, 2, 3), (Branch((4,)), Branch((5, 6, 7, 8), given=2), Branch((9,)), Branch((10, 11)))),
+    Tree((12,), (Branch((13, 14)),)),
+    Tree((15, 16, 17, 18, 19, 20), (Branch((21, 22, 23)), Branch((4,)))),
+]
+
+
+def with_attention(model, name):
+    other = copy.deepcopy(model)
+    other.set_attn_implementation(name)
+    return other
+
+
+@settings(deadline=None, max_examples=25)
+@given(SOME_TREES)
+@example(UNEVEN)
+def test_tree_attention_is_attention_under_the_mask(model, some):
+    packed, outputs, gradients = pack(some, pad=0), [], []
+    for name in ("tree", "eager"):
+        one = with_attention(model, name)
+        outputs.append(hidden_states(one.model, packed, torch.float32))
+        outputs[-1].sin().sum().backward()
+        gradients.append([p.grad for p in one.model.parameters()])
+    torch.testing.assert_close(*outputs, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_tree_attention_is_attention_under_the_mask_in_half_precision_too(model):
+    packed = pack(UNEVEN, pad=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        tree, masked = (
+            hidden_states(with_attention(model, name).model, packed, torch.bfloat16)
+            for name in ("tree", "eager")
+        )
+    torch.testing.assert_close(tree.float(), masked.float(), atol=0.15, rtol=0.05)
+
+
+def test_trees_laid_end_to_end_know_where_their_tokens_belong():
+    some = [Tree((1, 2), (Branch((3, 4, 5)),)), Tree((6,), (Branch((7,)), Branch((8, 9))))]
+    tree, number = layout(pack(some, pad=0), torch.float32)
+    assert number[0].tolist() == [0, 1, 2, 3, 4]
+    assert number[1, :4].tolist() == [5, 6, 7, 8]
+    assert tree.prefix[0].tolist() == [0, 1] and tree.prefix[1, 0] == 5
+    assert tree.branch[0, 0].tolist() == [2, 3, 4]
+    assert tree.branch[1, 0, 0] == 6 and tree.branch[1, 1, :2].tolist() == [7, 8]
+    assert (tree.unseen[:, 0, 0] == 0).tolist() == [[True, True], [True, False]]
+
+
+@given(SOME_TREES)
+def test_every_token_finds_its_way_back(some):
+    tree, _ = layout(pack(some, pad=0), torch.float32)
+    places = torch.cat([tree.prefix.flatten(), tree.branch.flatten()])
+    assert places[tree.back].tolist() == list(range(sum(t.size for t in some)))
 
 
 class MarkerIds:

@@ -76,7 +76,7 @@ def test_it_is_an_llm_and_its_folder_says_the_style(llm):
 
 def test_a_reply_is_what_generate_writes(folder):
     llm = LocalLLM(folder)
-    prompts = [says("fact Ida has a dog named Rex =>"), says("question Where does Ida live? =>")]
+    prompts = [says("fact Ida's dog is Rex =>"), says("question Where does Ida live? =>")]
     for prompt, got in zip(prompts, llm.complete(prompts, max_tokens=30), strict=True):
         ids = llm.tokenizer(prompt.text, return_tensors="pt")["input_ids"]
         whole = llm.model.generate(ids, max_new_tokens=30, do_sample=False)[0, ids.shape[1] :]

@@ -86,11 +86,14 @@ def test_a_compact_manager_sees_the_bank_as_the_facts_before_left_it(memory):
     llm = memory(
         "Mia has a dog ; the dog is called Rex ; Mia is tall",
         "Mia has a dog <s0> => UPDATE Mia has a dog named Rex",
-        "nothing => ADD Mia is tall",
+        "Mia's height nothing => ADD",
         style="compact",
     )
     result = llm.add("...", user_id="mia")
-    assert "fact the dog is called Rex : Mia has a dog <s0>" in llm.agents.manage.prompts[1].text
+    assert (
+        llm.agents.manage.prompts[1].text
+        == "memory Mia has a dog <s0> fact the dog is called Rex =>"
+    )
     assert texts(llm) == ["Mia has a dog named Rex", "Mia is tall"]
     assert [row.op for row in result.rows] == ["ADD", "UPDATE", "ADD"]
     assert result.rows[0].entry_id == result.rows[1].entry_id

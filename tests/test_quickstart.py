@@ -41,9 +41,9 @@ def heard(*operations_of_dogs):
     )
 
 
-BUDDY, SCOUT = "Andrew has a dog named Buddy", "Andrew has a dog named Scout"
-BOTH = "Andrew has two dogs named Buddy and Scout"
-OTHERS = ("Judith lives in Vienna", "Andrew works as a historian", "Judith has a cat named Misty")
+BUDDY, SCOUT = "Andrew's dog is Buddy", "Andrew's dog is Scout"
+BOTH = "Andrew's dogs are Buddy and Scout"
+OTHERS = ("Judith's home is Vienna", "Andrew's job is historian", "Judith's cat is Misty")
 
 
 # The story
@@ -73,15 +73,15 @@ def test_dogs_that_were_merged_are_not_lost():
 
 
 def test_a_miscopied_name_and_an_unwritten_one_are_told_apart():
-    told = heard([Operation("ADD", "", "Andrew has a dog named Bud")], [])
-    first, second = lost(DIALOGUE, told, ["Andrew has a dog named Bud", *OTHERS])
-    assert first.endswith('it was written down as "Andrew has a dog named Bud"')
+    told = heard([Operation("ADD", "", "Andrew's dog is Bud")], [])
+    first, second = lost(DIALOGUE, told, ["Andrew's dog is Bud", *OTHERS])
+    assert first.endswith('it was written down as "Andrew\'s dog is Bud"')
     assert second.endswith("it was never written down")
 
 
 def test_a_dog_of_somebody_else_is_not_andrews():
-    told = heard([Operation("ADD", "", "Judith has a dog named Buddy")], [])
-    assert len(list(lost(DIALOGUE, told, ["Judith has a dog named Buddy", *OTHERS]))) == 2
+    told = heard([Operation("ADD", "", "Judith's dog is Buddy")], [])
+    assert len(list(lost(DIALOGUE, told, ["Judith's dog is Buddy", *OTHERS]))) == 2
 
 
 def test_a_memory_without_a_model_plays_the_story_and_can_be_read_again(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from memory_r1.train import teach  # noqa: E402
 from memory_r1.train import tokenizer as tokens  # noqa: E402
 from memory_r1.train.batch import Branch, Tree, pack  # noqa: E402
 from memory_r1.train.lessons import Teacher, Vice  # noqa: E402
@@ -35,7 +36,7 @@ def tiny(tokenizer):
         num_key_value_heads=2,
         intermediate_size=48,
         tie_word_embeddings=True,
-        attn_implementation="lean",
+        attn_implementation="tree",
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -46,9 +47,9 @@ def tiny(tokenizer):
 def test_a_lesson_in_tokens_is_its_prompts_and_replies_in_tokens(tokenizer):
     for lesson in Teacher(0, Vice()).lessons(1.0):
         tree = tree_of(lesson, tokenizer)
-        for branch, (rest, reply) in zip(tree.branches, lesson.branches, strict=True):
-            prompt = tokenizer(f"{lesson.prefix} {rest}")["input_ids"]
-            whole = tokenizer(f"{lesson.prefix} {rest} {reply}")["input_ids"]
+        for branch, ending in zip(tree.branches, lesson.endings, strict=True):
+            prompt = tokenizer(f"{lesson.prefix} {ending.given}")["input_ids"]
+            whole = tokenizer(f"{lesson.prefix} {ending.given} {ending.reply}")["input_ids"]
             assert [*tree.prefix, *branch.ids[: branch.given]] == prompt
             assert [*tree.prefix, *branch.ids] == [*whole, tokenizer.eos_token_id]
 
@@ -105,9 +106,33 @@ def test_teaching_lowers_the_loss_and_goes_on_exactly_from_a_saved_state(tokeniz
         assert torch.equal(one, other)
 
 
+ASKED = {"words": "unseen", "seed": 1, "dialogues": 2, "micro": 4000, "bf16": False}
+
+
 def test_an_untaught_model_gets_no_reply_exactly_right(tokenizer):
-    shares = exact_replies(
-        tiny(tokenizer), tokenizer, words="unseen", seed=1, dialogues=1, micro=4000, bf16=False
-    )
-    assert {"extract", "manage", "answer"} <= shares.keys()
+    shares = exact_replies(tiny(tokenizer), tokenizer, **ASKED)
+    names = {"extract", "manage", "answer", "manage/accumulate", "answer/unanswerable"}
+    assert names <= shares.keys()
     assert set(shares.values()) == {0.0}
+
+
+def test_replies_are_counted_by_role_and_by_what_they_practise(tokenizer, monkeypatch):
+    """A model that knows the answers of one kind, by looking at the targets."""
+    teacher = Teacher(1, Vice(0, 0, 0, 0), words="unseen", sizes=(16, 28), untidy=0.0)
+    every = [e for _ in range(2) for lesson in teacher.lessons(1.0) for e in lesson.endings]
+    known = {tuple(tokenizer(e.reply)["input_ids"]) for e in every if e.name == "manage/repeat"}
+    share = sum(e.name == "manage/repeat" for e in every) / sum(e.role == "manage" for e in every)
+
+    def logits(model, packed, bf16):
+        replies: dict[int, list[int]] = {}
+        for token, branch in zip(packed.target.tolist(), packed.branch.tolist(), strict=True):
+            replies.setdefault(branch, []).append(token)
+        right = [tuple(replies[b][:-1]) in known for b in packed.branch.tolist()]
+        said = torch.where(torch.tensor(right), packed.target, 0)
+        return torch.nn.functional.one_hot(said, len(tokenizer)).float()
+
+    monkeypatch.setattr(teach, "reply_logits", logits)
+    shares = exact_replies(tiny(tokenizer), tokenizer, **ASKED)
+    assert shares["manage/repeat"] == 1.0
+    assert shares["manage"] == pytest.approx(share)
+    assert shares["extract"] == shares["answer"] == shares["manage/accumulate"] == 0.0

@@ -54,7 +54,7 @@ def test_invented_words_come_back(tokenizer, kind, rng):
 
 def test_nothing_a_lesson_says_is_unknown(tokenizer):
     for lesson in Teacher(3, Vice()).lessons(1.0):
-        for text in (lesson.prefix, *(part for branch in lesson.branches for part in branch)):
+        for text in (lesson.prefix, *(part for e in lesson.endings for part in (e.given, e.reply))):
             assert tokenizer.unk_token not in pieces(tokenizer, text), text
 
 
@@ -62,19 +62,44 @@ def test_a_name_is_cut_the_same_way_wherever_it_stands(tokenizer):
     alone = pieces(tokenizer, "Deborah")
     assert len(alone) > 1
     for text in ("extract Deborah : I live in Oslo", "Where does Deborah live?", "(Deborah)",
-                 "Deborah's cat", "nothing => ADD Deborah lives in Oslo"):  # fmt: skip
+                 "Deborah's cat", "Deborah's dog nothing => ADD"):  # fmt: skip
         cut = pieces(tokenizer, text)
         assert any(cut[i : i + len(alone)] == alone for i in range(len(cut))), cut
 
 
 def test_labels_and_the_arrow_are_one_token_each_and_survive_decoding(tokenizer):
-    text = "Ann has a dog <s0> , Bob likes tea <s63> => NOOP"
+    text = "Ann's dog is Rex <s0> , Bob's home is Oslo <s63> => NOOP"
     cut = pieces(tokenizer, text)
     assert {"<s0>", "<s63>", "=>"} <= set(cut)
     ids = tokenizer(text)["input_ids"]
     back = tokenizer.decode(ids, skip_special_tokens=True)
     assert re.findall(r"<s\d+>|=>", back) == ["<s0>", "<s63>", "=>"]
     assert len({tokenizer.convert_tokens_to_ids(f"<s{i}>") for i in range(module.LABELS)}) == 64
+
+
+def test_a_memory_of_one_and_of_several_begin_alike(tokenizer):
+    """What a memory is about is found by its first tokens."""
+    for noun in ("dog", "cat", "interest", "allergen"):
+        subject = pieces(tokenizer, f"Otto's {noun}")
+        assert subject[-2:] == ["'s", noun]
+        assert pieces(tokenizer, f"Otto's {noun}s are Rex and Max")[: len(subject) + 2] == [
+            *subject,
+            "##s",
+            "are",
+        ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("Otto's dogs are Hunter and Widget", "James's boss is Chris", "Is it Otto's?"),
+        *("Otto's wish for a glass is open", "Otto's visit to Paris was on 3 May 2023"),
+        *("Gus's sister is unnamed", "the 1990's"),
+    ],
+)
+def test_possessives_and_plurals_come_back(tokenizer, text):
+    assert round_trip(tokenizer, text) == text
+    assert tokenizer.unk_token not in pieces(tokenizer, text)
 
 
 def test_dates_are_day_month_and_year(tokenizer):
@@ -100,9 +125,9 @@ def test_it_is_the_same_every_time_and_after_saving(tokenizer, tmp_path):
     again = module.build()
     for sample in generate(WorldConfig(seed=2, dialogues=2, words="unseen")):
         for memory in sample["world"]["bank"]:
-            ids = tokenizer(f"manage {memory} <s3> fact {memory} =>")["input_ids"]
+            ids = tokenizer(f"memory {memory} <s3> fact {memory} =>")["input_ids"]
             for other in (saved, again):
-                assert other(f"manage {memory} <s3> fact {memory} =>")["input_ids"] == ids
+                assert other(f"memory {memory} <s3> fact {memory} =>")["input_ids"] == ids
                 assert other.decode(ids) == tokenizer.decode(ids)
     first = json.loads((tmp_path / "tokenizer.json").read_text("utf-8"))
     assert first["model"]["vocab"] == json.loads(again.backend_tokenizer.to_str())["model"]["vocab"]

@@ -57,23 +57,26 @@ def replayed(events):
 
 READ = (
     # a question ("X" and "Y": people), and the memory that answers it
-    (r"What (?:is the name|are the names) of X's (\w+?)s?\?", r"X has \w+ {0}s? named (.+)"),
-    (r"How many (\w+)s does X have\?", r"X has \w+ {0}s? named (.+)"),
-    (r"(?:What does|How many things does) X like\?", r"X likes (.+)"),
-    (r"(?:What|How many foods) is X allergic to\?", r"X is allergic to (.+)"),
-    (r"Where do(?:es)? X(?: and Y)? live\?", r"X lives in (\w+)(?: and .+)?"),
-    (r"What is X's job\?", r"X works as a (\w+)(?: and .+)?"),
-    (r"What are the jobs of X and Y\?", r"X works as a (\w+)(?: and .+)?"),
-    (r"What cars? do(?:es)? X(?: and Y)? drive\?", r"X drives a (\w+)(?: and .+)?"),
-    (r"Where did X live before\?", r"X lives in \w+ and lived in (\w+) before"),
-    (r"What was X's job before\?", r"X works as a \w+ and was a (\w+) before"),
-    (r"What car did X drive before\?", r"X drives a \w+ and drove a (\w+) before"),
-    (r"(?:Where|How many trips) does X plan(?: to travel)?\?", r"X plans a trip to (.+)"),
-    (r"(?:What|How many things) does X want to buy\?", r"X wants to buy a (.+)"),
-    (r"When did X visit (\w+)\?", r"X visited {0} on (.+)"),
-    (r"When did X finish the book (\w+)\?", r"X finished the book {0} on (.+)"),
-    (r"What instrument does X play\?", r"X plays the (.+)"),
-    (r"What language does X speak\?", r"X speaks (.+)"),
+    (
+        r"What (?:is the name|are the names) of X's (\w+?)s?\?",
+        r"X's {0}s? (?:is|are) (?!unnamed)(.+)",
+    ),
+    (r"How many (\w+)s does X have\?", r"X's {0}s? (?:is|are) (.+)"),
+    (r"What does X like\?", r"X's interests? (?:is|are) (.+)"),
+    (r"(?:What|How many foods) is X allergic to\?", r"X's allergens? (?:is|are) (.+)"),
+    (r"Where do(?:es)? X(?: and Y)? live\?", r"X's home is (\w+)(?: and .+)?"),
+    (r"What is X's job\?", r"X's job is (\w+)(?: and .+)?"),
+    (r"What are the jobs of X and Y\?", r"X's job is (\w+)(?: and .+)?"),
+    (r"What cars? do(?:es)? X(?: and Y)? drive\?", r"X's car is a (\w+)(?: and .+)?"),
+    (r"Where did X live before\?", r"X's home is \w+ and was (\w+) before"),
+    (r"What was X's job before\?", r"X's job is \w+ and was (\w+) before"),
+    (r"What car did X drive before\?", r"X's car is a \w+ and was a (\w+) before"),
+    (r"(?:Where|How many trips) does X plan(?: to travel)?\?", r"X's trip to (.+) is planned"),
+    (r"(?:What|How many things) does X want to buy\?", r"X's wish for a (.+) is open"),
+    (r"When did X visit (\w+)\?", r"X's visit to {0} was on (.+)"),
+    (r"When did X finish the book (\w+)\?", r"X's reading of {0} ended on (.+)"),
+    (r"What instrument does X play\?", r"X's instrument is the (.+)"),
+    (r"What language does X speak\?", r"X's language is (.+)"),
 )
 
 
@@ -150,7 +153,7 @@ def test_a_longer_world_begins_like_a_shorter_one():
 def test_one_known_dialogue_is_as_it_was_when_the_bundled_model_was_taught():
     (sample,) = generate(WorldConfig(seed=7, dialogues=1))
     assert sample["conversation"]["session_1"][1]["speaker"] == "Otto"
-    assert sample["world"]["bank"][0] == "Otto has two dogs named Hunter and Widget"
+    assert sample["world"]["bank"][0] == "Otto's dogs are Hunter and Widget"
     asked = {q["question"]: q["answer"] for q in sample["qa"]}
     assert asked["How many dogs does Otto have?"] == "2"
     assert asked["Where does Otto live?"] == "Panama"
@@ -176,6 +179,25 @@ def test_default_dialogues_leave_at_least_twenty_memories():
         for seed in range(5):
             for sample in generate(WorldConfig(seed=seed, words=words)):
                 assert len(sample["world"]["bank"]) >= 20
+
+
+def test_what_is_told_again_is_not_another_one():
+    wordings = {"accumulate": set(), "repeat": set()}
+    for sample in generate(WorldConfig(dialogues=40, weights={"accumulate": 1.0, "repeat": 1.0})):
+        turns = turns_of(sample)
+        for event in sample["world"]["events"]:
+            if event["phenomenon"] in wordings:
+                said = turns[event["dia_id"]]["text"]
+                wordings[event["phenomenon"]].add("another" in said)
+    assert wordings == {"accumulate": {False, True}, "repeat": {False}}
+
+
+def test_two_thirds_of_mixed_words_are_invented():
+    known = {word for kind in KINDS for word in pool(kind, "train")}
+    config = WorldConfig(words="mixed", dialogues=10)
+    people = [e["person"] for s in generate(config) for e in s["world"]["events"]]
+    invented = [person not in known for person in dict.fromkeys(people)]
+    assert sum(invented) / len(invented) == pytest.approx(2 / 3, abs=0.15)
 
 
 def test_only_the_wanted_phenomena_are_told():
@@ -256,36 +278,41 @@ def told(topic, *values, cancelled=False):
     return Told(Item(topic, "Ida", values), cancelled)
 
 
-TWO_DOGS = "Ida has two dogs named Rolo and Pepper"
+TWO_DOGS = "Ida's dogs are Rolo and Pepper"
 
 
 @pytest.mark.parametrize(
     ("known", "fact", "op", "text"),
     [
-        ([], told("dog", "Rolo"), "ADD", "Ida has a dog named Rolo"),
+        ([], told("dog", "Rolo"), "ADD", "Ida's dog is Rolo"),
         (["dog Rolo"], told("dog", "Pepper"), "UPDATE", TWO_DOGS),
         (["dog Rolo Pepper"], told("dog", "Rolo"), "NOOP", TWO_DOGS),
-        (["dog Rolo"], told("cat", "Pepper"), "ADD", "Ida has a cat named Pepper"),
-        (["car Fiat"], told("car", "Saab"), "UPDATE", "Ida drives a Saab and drove a Fiat before"),
+        (["dog Rolo"], told("cat", "Pepper"), "ADD", "Ida's cat is Pepper"),
+        (["car Fiat"], told("car", "Saab"), "UPDATE", "Ida's car is a Saab and was a Fiat before"),
         (
             ["car Saab Fiat"],  # back to the old one: a change, not a repetition
             told("car", "Fiat"),
             "UPDATE",
-            "Ida drives a Fiat and drove a Saab before",
+            "Ida's car is a Fiat and was a Saab before",
         ),
         (
             ["car Saab Fiat"],
             told("car", "Saab"),
             "NOOP",
-            "Ida drives a Saab and drove a Fiat before",
+            "Ida's car is a Saab and was a Fiat before",
         ),
-        (["sister"], told("sister", "Vera"), "UPDATE", "Ida has a sister named Vera"),
-        (["sister Vera"], told("sister"), "NOOP", "Ida has a sister named Vera"),
-        (["trip Oslo"], told("trip", "Riga"), "ADD", "Ida plans a trip to Riga"),
+        (["sister"], told("sister", "Vera"), "UPDATE", "Ida's sister is Vera"),
+        (["sister Vera"], told("sister"), "NOOP", "Ida's sister is Vera"),
+        (["trip Oslo"], told("trip", "Riga"), "ADD", "Ida's trip to Riga is planned"),
         (["trip Oslo", "trip Riga"], told("trip", "Riga", cancelled=True), "DELETE", ""),
         (["trip Oslo"], told("trip", "Riga", cancelled=True), "NOOP", ""),
-        # "five" is no number of the world's: a fifth value stands alone
-        (["likes golf polo chess yoga"], told("likes", "karate"), "ADD", "Ida likes karate"),
+        # Four values fill a memory: a fifth stands alone.
+        (
+            ["likes golf polo chess yoga"],
+            told("likes", "karate"),
+            "ADD",
+            "Ida's interest is karate",
+        ),
     ],
 )
 def test_the_right_operation(known, fact, op, text):
@@ -306,6 +333,52 @@ def test_what_is_asked_after_two_dogs():
     ]
     (unknown,) = questions(TOPIC["dog"], "Otto", [Item("dog", "Ida", ("Rolo",))])
     assert (unknown.kind, unknown.answers) == ("unanswerable", ("not mentioned",))
+    assert unknown.subject == "Otto's dog"
+
+
+@pytest.mark.parametrize(
+    ("fact", "text", "subject"),
+    [
+        (told("dog", "Rolo"), "Ida's dog is Rolo", "Ida's dog"),
+        (told("likes", "chess"), "Ida's interest is chess", "Ida's interest"),
+        (told("sister"), "Ida's sister is unnamed", "Ida's sister"),
+        (told("trip", "Riga"), "Ida's trip to Riga is planned", "Ida's trip to Riga"),
+        (
+            told("trip", "Riga", cancelled=True),
+            "Ida's trip to Riga is cancelled",
+            "Ida's trip to Riga",
+        ),
+        (
+            told("wish", "vase", cancelled=True),
+            "Ida's wish for a vase is dropped",
+            "Ida's wish for a vase",
+        ),
+        (
+            Told(Item("visit", "Ida", ("Riga",), "3 May 2023")),
+            "Ida's visit to Riga was on 3 May 2023",
+            "Ida's visit to Riga",
+        ),
+    ],
+)
+def test_a_fact_is_worded_with_its_subject_first(fact, text, subject):
+    assert (fact.text, fact.subject) == (text, subject)
+
+
+@pytest.mark.parametrize("topic", TOPICS, ids=lambda topic: topic.name)
+def test_everything_one_can_say_on_a_topic_begins_with_the_same_words(topic):
+    one = Told(Item(topic.name, "Ida", ("Alpha",), "3 May 2023"))
+    said = [one.text]
+    if topic.cancel:
+        said.append(replace(one, cancelled=True).text)
+    if topic.bare:
+        said.append(Item(topic.name, "Ida").text)
+    assert all(text.startswith(f"{one.subject} ") for text in said)
+    if topic.many:
+        many = Item(topic.name, "Ida", ("Alpha", "Beta")).text
+        assert re.match(f"{one.subject}s? (is|are) ", many)
+    # No other topic's memories begin so: they can be told apart by their first words.
+    others = [Told(Item(t.name, "Ida", ("Alpha",))).subject for t in TOPICS if t != topic]
+    assert not any(f"{other} ".startswith(f"{one.subject} ") for other in others)
 
 
 @pytest.mark.parametrize(

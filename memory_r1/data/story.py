@@ -53,6 +53,9 @@ NATURES = {
 }
 """The natures of the topics in which each phenomenon can show."""
 
+INVENTED = 2 / 3
+"""Share of invented words among `mixed` ones."""
+
 LEADS = ("Hey {q}!", "Guess what!", "By the way,", "You know,", "I have news!", "Well,")
 TAILS = ("It is great.", "What do you think?", "I am so happy.", "That was a surprise.")
 CHAT = (
@@ -160,7 +163,7 @@ class Builder:
                 f"(now {self.config.friends}) or world.threads (now {self.config.threads})"
             )
         word = self._rng.choice(free)
-        if self.config.words == "mixed" and self._rng.random() < 0.5:
+        if self.config.words == "mixed" and self._rng.random() < INVENTED:
             made_up = invent(kind, self._rng)
             word = word if made_up in self._taken else made_up
         self._taken.add(word)
@@ -244,7 +247,9 @@ class Builder:
             speaks = thread.person in self._speakers
             speaker = thread.person if speaks else self._rng.choice(self._speakers)
             listener = other if speaker == one else one
-            told, text = self._say(thread.told[step], speaker, listener, moment, again=step > 0)
+            told = thread.told[step]
+            again = step > 0 and told not in thread.told[:step]
+            told, text = self._say(told, speaker, listener, moment, again=again)
             dia_id = add(speaker, text)
             thread.turns.append(dia_id)
             self.log.append(Step(i, told, speaker, text, moment, tuple(self._items)))

@@ -1,6 +1,7 @@
 """What people in a world can say and be asked: topics, their wording, and what is right to do.
 
-One canonical sentence per memory, person first, so that a tiny model can learn to write it.
+One canonical sentence per memory, its person and its topic first ("Otto's dog is Hunter"): what a
+memory is about is then told by its first words, which is how a tiny model finds it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from itertools import permutations
 
 from memory_r1.types import NOT_MENTIONED
 
-NUMBERS = {2: "two", 3: "three", 4: "four"}
+MOST_MERGED = 4
+"""Values that one memory may hold."""
 
 
 def join(values: Sequence[str]) -> str:
@@ -24,7 +26,7 @@ class Topic:
     """Something a memory can be about.
 
     `one`, `many`, `cancel` and `ask*` are sentences with {p} the person, {v} a value, {vs} all
-    values, {n} their number in words, {b} the value before, {d} a date.
+    values, {b} the value before, {d} a date.
     """
 
     name: str
@@ -32,6 +34,8 @@ class Topic:
     """accumulate | overwrite | refine | plan | dated | single"""
     words: str
     """Which kind of words its values are."""
+    noun: str
+    """What its memories call it."""
     one: str
     told: tuple[str, ...]
     """How a speaker tells it of themselves."""
@@ -51,6 +55,8 @@ class Topic:
     ask_before: str = ""
     ask_both: str = ""
     """Asks for the values of two people at once."""
+    which: str = ""
+    """plan, dated: how a memory says which of several it is about."""
 
 
 def _pet(noun: str) -> Topic:
@@ -58,14 +64,15 @@ def _pet(noun: str) -> Topic:
         noun,
         "accumulate",
         "pet",
-        f"{{p}} has a {noun} named {{v}}",
+        noun,
+        f"{{p}}'s {noun} is {{v}}",
         (
             f"I adopted a {noun} named {{v}}.",
             f"I got a new {noun}, the name is {{v}}.",
             f"We have a {noun} now, called {{v}}.",
         ),
         f"What is the name of {{p}}'s {noun}?",
-        many=f"{{p}} has {{n}} {noun}s named {{vs}}",
+        many=f"{{p}}'s {noun}s are {{vs}}",
         ask_all=f"What are the names of {{p}}'s {noun}s?",
         ask_count=f"How many {noun}s does {{p}} have?",
         told_more=(
@@ -80,10 +87,11 @@ def _relative(noun: str) -> Topic:
         noun,
         "refine",
         "person",
-        f"{{p}} has a {noun} named {{v}}",
+        noun,
+        f"{{p}}'s {noun} is {{v}}",
         (f"I have a {noun} called {{v}}.", f"I met my {noun} {{v}} again."),
         f"What is the name of {{p}}'s {noun}?",
-        bare=f"{{p}} has a {noun}",
+        bare=f"{{p}}'s {noun} is unnamed",
         told_bare=(f"I have a {noun}, you know.", f"I talked to my {noun}."),
     )
 
@@ -94,21 +102,23 @@ TOPICS = (
         "likes",
         "accumulate",
         "hobby",
-        "{p} likes {v}",
+        "interest",
+        "{p}'s interest is {v}",
         ("I really like {v}.", "I started with {v}, I like it.", "I enjoy {v} these days."),
         "What does {p} like?",
-        many="{p} likes {vs}",
+        many="{p}'s interests are {vs}",
         ask_all="What does {p} like?",
-        ask_count="How many things does {p} like?",
+        ask_count="How many interests does {p} have?",
     ),
     Topic(
         "allergy",
         "accumulate",
         "food",
-        "{p} is allergic to {v}",
+        "allergen",
+        "{p}'s allergen is {v}",
         ("I am allergic to {v}.", "The doctor says I can not eat {v}.", "I get ill from {v}."),
         "What is {p} allergic to?",
-        many="{p} is allergic to {vs}",
+        many="{p}'s allergens are {vs}",
         ask_all="What is {p} allergic to?",
         ask_count="How many foods is {p} allergic to?",
     ),
@@ -116,10 +126,11 @@ TOPICS = (
         "home",
         "overwrite",
         "city",
-        "{p} lives in {v}",
+        "home",
+        "{p}'s home is {v}",
         ("I live in {v} now.", "I moved to {v}.", "I have a new home in {v}."),
         "Where does {p} live?",
-        many="{p} lives in {v} and lived in {b} before",
+        many="{p}'s home is {v} and was {b} before",
         ask_before="Where did {p} live before?",
         ask_both="Where do {p} and {q} live?",
     ),
@@ -127,10 +138,11 @@ TOPICS = (
         "job",
         "overwrite",
         "job",
-        "{p} works as a {v}",
+        "job",
+        "{p}'s job is {v}",
         ("I work as a {v} now.", "I got a job as a {v}.", "I became a {v}."),
         "What is {p}'s job?",
-        many="{p} works as a {v} and was a {b} before",
+        many="{p}'s job is {v} and was {b} before",
         ask_before="What was {p}'s job before?",
         ask_both="What are the jobs of {p} and {q}?",
     ),
@@ -138,10 +150,11 @@ TOPICS = (
         "car",
         "overwrite",
         "brand",
-        "{p} drives a {v}",
+        "car",
+        "{p}'s car is a {v}",
         ("I drive a {v} now.", "I have a new car, a {v}.", "I bought a car, a {v}."),
         "What car does {p} drive?",
-        many="{p} drives a {v} and drove a {b} before",
+        many="{p}'s car is a {v} and was a {b} before",
         ask_before="What car did {p} drive before?",
         ask_both="What cars do {p} and {q} drive?",
     ),
@@ -150,47 +163,56 @@ TOPICS = (
         "trip",
         "plan",
         "city",
-        "{p} plans a trip to {v}",
+        "trip",
+        "{p}'s trip to {v} is planned",
         ("I plan a trip to {v}.", "I will travel to {v} soon.", "I booked a trip to {v}."),
         "Where does {p} plan to travel?",
-        cancel="{p} cancelled the trip to {v}",
+        cancel="{p}'s trip to {v} is cancelled",
         told_cancel=("I cancelled the trip to {v}.", "I will not travel to {v} after all."),
         ask_all="Where does {p} plan to travel?",
         ask_count="How many trips does {p} plan?",
+        which=" to {v}",
     ),
     Topic(
         "wish",
         "plan",
         "thing",
-        "{p} wants to buy a {v}",
+        "wish",
+        "{p}'s wish for a {v} is open",
         ("I want to buy a {v}.", "I need a new {v}.", "I am saving money for a {v}."),
         "What does {p} want to buy?",
-        cancel="{p} does not want to buy a {v}",
+        cancel="{p}'s wish for a {v} is dropped",
         told_cancel=("I do not want the {v} any more.", "I will not buy a {v} after all."),
         ask_all="What does {p} want to buy?",
         ask_count="How many things does {p} want to buy?",
+        which=" for a {v}",
     ),
     Topic(
         "visit",
         "dated",
         "city",
-        "{p} visited {v} on {d}",
+        "visit",
+        "{p}'s visit to {v} was on {d}",
         ("I visited {v} {when}.", "I was in {v} {when}."),
         "When did {p} visit {v}?",
+        which=" to {v}",
     ),
     Topic(
         "read",
         "dated",
         "title",
-        "{p} finished the book {v} on {d}",
+        "reading",
+        "{p}'s reading of {v} ended on {d}",
         ("I finished the book {v} {when}.", "I read the last page of {v} {when}."),
         "When did {p} finish the book {v}?",
+        which=" of {v}",
     ),
     Topic(
         "instrument",
         "single",
         "instrument",
-        "{p} plays the {v}",
+        "instrument",
+        "{p}'s instrument is the {v}",
         ("I play the {v}.", "I take lessons on the {v}."),
         "What instrument does {p} play?",
     ),
@@ -198,7 +220,8 @@ TOPICS = (
         "language",
         "single",
         "language",
-        "{p} speaks {v}",
+        "language",
+        "{p}'s language is {v}",
         ("I speak {v}.", "I grew up with {v} at home."),
         "What language does {p} speak?",
     ),
@@ -227,7 +250,7 @@ class Item:
             return topic.one.format(p=p, v=values[0], d=self.date)
         if topic.nature == "overwrite":
             return topic.many.format(p=p, v=values[0], b=values[1])
-        return topic.many.format(p=p, n=NUMBERS[len(values)], vs=join(values))
+        return topic.many.format(p=p, vs=join(values))
 
 
 @dataclass(frozen=True)
@@ -243,6 +266,13 @@ class Told:
         if not self.cancelled:
             return self.item.text
         return TOPIC[self.item.topic].cancel.format(p=self.item.person, v=self.item.values[0])
+
+    @property
+    def subject(self) -> str:
+        """The words that a memory of the same begins with: "Otto's dog", "Otto's trip to Oslo"."""
+        topic = TOPIC[self.item.topic]
+        which = topic.which.format(v=self.item.values[0]) if topic.which else ""
+        return f"{self.item.person}'s {topic.noun}{which}"
 
 
 @dataclass(frozen=True)
@@ -271,7 +301,7 @@ def right(told: Told, items: Sequence[Item]) -> Right:
         return Right("ADD", None, item, "new")
     old = same[0]
     match topic.nature:
-        case "accumulate" if len(old.values) < max(NUMBERS):
+        case "accumulate" if len(old.values) < MOST_MERGED:
             merged = replace(old, values=old.values + item.values)
             return Right("UPDATE", old, merged, "accumulate")
         case "overwrite":
@@ -292,6 +322,8 @@ class Asked:
     answers: tuple[str, ...]
     uses: tuple[Item, ...] = ()
     """The items a perfect answer agent would name, oldest first."""
+    subject: str = ""
+    """The words that a memory of what is asked for begins with: "Otto's dog"."""
 
 
 def _orders(values: Sequence[str]) -> tuple[str, ...]:
@@ -303,7 +335,8 @@ def questions(topic: Topic, person: str, items: Sequence[Item]) -> list[Asked]:
     mine = [i for i in items if i.topic == topic.name and i.person == person]
 
     def ask(text: str, kind: str, answers: Sequence[str], uses: Sequence[Item] = mine) -> Asked:
-        return Asked(text.format(p=person), kind, tuple(answers), tuple(uses))
+        subject = f"{person}'s {topic.noun}"
+        return Asked(text.format(p=person), kind, tuple(answers), tuple(uses), subject)
 
     if not mine or not any(i.values for i in mine):
         text = topic.ask if topic.nature != "dated" else ""

@@ -146,6 +146,13 @@ _UNSEEN = {
         Mongolian Norwegian Portuguese Swedish Thai Ukrainian Vietnamese Welsh""",
 }
 
+ONSETS = (
+    "b c d f g h j k l m n p q r s t v w x y z "
+    "bl br ch cl cr dr fl fr gl gr ph pl pr qu sc sh sk sl sm sn sp st sw th tr"
+).split()
+VOWELS = "aeiouy"
+"""Beginnings and ends of syllables."""
+
 KINDS = tuple(_TRAIN)
 """The kinds of words: person, pet, city, ..."""
 
@@ -176,15 +183,31 @@ def _followers(kind: str) -> dict[str, str]:
 
 
 def invent(kind: str, rng: random.Random) -> str:
-    """A word that looks like those of the training pool (a chain over pairs of letters).
+    """A word that nobody has met: invented words teach copying.
 
-    Never one of an unseen pool: those stay unseen. Invented words teach copying.
+    Half of them look like those of the training pool (a chain over pairs of letters), half are
+    random syllables, so that every syllable is met often. Never one of an unseen pool: those stay
+    unseen.
     """
-    followers = _followers(kind)
+    make = _chained if rng.random() < 0.5 else _babbled
     while True:
-        letters = "^^"
-        while not letters.endswith("$") and len(letters) < 14:
-            letters += rng.choice(followers[letters[-2:]])
-        word = letters[2:].rstrip("$")
+        word = make(kind, rng)
         if 3 <= len(word) <= 11 and word not in _held_out():
             return word.capitalize() if pool(kind, "train")[0][0].isupper() else word
+
+
+def _chained(kind: str, rng: random.Random) -> str:
+    followers = _followers(kind)
+    letters = "^^"
+    while not letters.endswith("$") and len(letters) < 14:
+        letters += rng.choice(followers[letters[-2:]])
+    return letters[2:].rstrip("$")
+
+
+def _babbled(kind: str, rng: random.Random) -> str:
+    letters = rng.choice(VOWELS) if rng.random() < 0.15 else ""
+    for _ in range(rng.choice((1, 2, 2, 3))):
+        letters += rng.choice(ONSETS) + rng.choice(VOWELS)
+        if rng.random() < 0.5:
+            letters += rng.choice("bcdefghiklmnnooprrssttuwxyz")
+    return letters

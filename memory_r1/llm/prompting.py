@@ -17,6 +17,7 @@ from memory_r1.errors import MalformedReply
 from memory_r1.types import Completion, Entry, Prompt
 
 ARROW = "=>"
+NOTHING = "nothing"
 MONTHS = (
     *("January", "February", "March", "April", "May", "June"),
     *("July", "August", "September", "October", "November", "December"),
@@ -96,8 +97,13 @@ def numbered(entries: Sequence[Entry]) -> str:
 
 
 def labelled(entries: Sequence[Entry]) -> str:
-    """Entries for a compact prompt: `Ann has a cat <s0> Bob lives in Rome <s1>`."""
-    return " ".join(f"{plain(entry.text)} <s{n}>" for n, entry in enumerate(entries))
+    """Entries for a compact prompt: `Ann's cat is Tom <s1> Bob's home is Rome <s0>`.
+
+    In the order of their texts, so that what is about one person and topic stands together; the
+    labels keep the order that was given.
+    """
+    rows = sorted((plain(entry.text), n) for n, entry in enumerate(entries))
+    return " ".join(f"{text} <s{n}>" for text, n in rows)
 
 
 def labels(text: str) -> list[int]:
@@ -114,9 +120,20 @@ def halves(reply: str) -> tuple[str, str]:
     left, *rest = tidy(reply).split(ARROW)
     if len(rest) != 1 or not rest[0].strip() or _LABEL.search(rest[0]):
         raise MalformedReply(
-            f"expected '{{memory}} <sN> => {{reply}}' or 'nothing => {{reply}}', got {reply[:80]!r}"
+            f"expected '{{memory}} <sN> => {{reply}}' or '{{what}} nothing => {{reply}}', "
+            f"got {reply[:80]!r}"
         )
     return left.strip(), rest[0].strip()
+
+
+def pointed(left: str) -> list[int] | None:
+    """The labels that the left side of a compact reply points with; [] for "... nothing".
+
+    None when it is neither: what it rests on is then unknown.
+    """
+    if left.endswith(">") and (named := labels(left)):
+        return named
+    return [] if left.split()[-1:] == [NOTHING] and not labels(left) else None
 
 
 def whole(completion: Completion) -> str:

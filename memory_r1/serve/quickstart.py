@@ -136,12 +136,13 @@ class _Work:
 
     def train(self, kind: str) -> None:
         """One stage: begun, gone on with, or already finished."""
-        from memory_r1.train.learn import CHECKPOINTS, learn
+        from memory_r1.train import checkpoint
+        from memory_r1.train.learn import learn
 
         folder, title, run = self.out / kind, STAGES[kind], run_of(kind, self.options)
         finished = (folder / ROLES_FILE).is_file()
         if not finished:
-            resume = any((folder / CHECKPOINTS).glob("step-*"))
+            resume = any((folder / checkpoint.FOLDER).glob("step-*"))
             if not resume:  # nothing to keep of a run that never reached a checkpoint
                 shutil.rmtree(folder, ignore_errors=True)
             past = read_metrics(folder / "metrics.jsonl")

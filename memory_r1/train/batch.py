@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -99,39 +99,123 @@ def attention_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
 
 
-def lean_attention(
+class Layout(NamedTuple):
+    """Where the tokens of packed trees, laid end to end without padding, belong in attention."""
+
+    prefix: Tensor  # (rows, prefix) number of each prefix token; anything where there is none
+    branch: Tensor  # (rows, branches, length) the same for branches
+    back: Tensor  # (tokens,) place of each token among prefixes, then branches, laid flat
+    unseen: Tensor  # (rows, 1, 1, prefix) added to scores: lowest where there is no token
+    dtype: torch.dtype
+
+
+def layout(packed: Packed, dtype: torch.dtype) -> tuple[Layout, Tensor]:
+    """The layout, and the number of every token: (rows, width), anything in the padding."""
+    segments = packed.segments
+    rows, width = segments.shape
+    device = segments.device
+    number = ((segments >= 0).flatten().cumsum(0) - 1).view(rows, width).clamp_min(0)
+    own = segments == 0
+    prefix, branches = int(own.sum(1).max()), int(segments.max())
+    row, column = (segments > 0).nonzero(as_tuple=True)
+    offset = packed.positions[row, column] - own.sum(1)[row]
+    length = int(offset.max()) + 1
+    slot = (row * branches + segments[row, column] - 1) * length + offset
+    branch = torch.zeros(rows * branches * length, dtype=torch.long, device=device)
+    branch[slot] = number[row, column]
+    back = torch.empty(int((segments >= 0).sum()), dtype=torch.long, device=device)
+    back[number[row, column]] = rows * prefix + slot
+    row, column = own.nonzero(as_tuple=True)
+    back[number[row, column]] = row * prefix + column
+    unseen = torch.zeros((rows, 1, 1, prefix), dtype=dtype, device=device)
+    unseen.masked_fill_(~own[:, None, None, :prefix], torch.finfo(dtype).min)
+    return Layout(
+        number[:, :prefix], branch.view(rows, branches, length), back, unseen, dtype
+    ), number
+
+
+def tree_attention(
     module: nn.Module,
-    query: Tensor,  # (rows, heads, width, head size)
-    key: Tensor,  # (rows, key heads, width, head size)
+    query: Tensor,  # (1, heads, tokens, head size)
+    key: Tensor,  # (1, key heads, tokens, head size)
     value: Tensor,
-    attention_mask: Tensor,
+    attention_mask: Tensor | None,
     scaling: float,
     dropout: float = 0.0,
+    *,
+    tree: Layout,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """Plain attention without a detour through fp32; on CPU faster than SDPA with a mask."""
+    """Attention that only computes what a tree lets its tokens see.
+
+    A prefix attends to itself; each branch to its prefix and to itself. Beside a mask over the
+    whole packed sequence this skips every branch's scores for all other branches.
+    """
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
-    scores = torch.matmul(query * scaling, key.transpose(2, 3)) + attention_mask
-    return torch.matmul(scores.softmax(-1), value).transpose(1, 2).contiguous(), None
+    tokens = [t[0].transpose(0, 1) for t in (query * scaling, key, value)]  # (tokens, heads, size)
+    rows, prefix = tree.prefix.shape
+    branches, length = tree.branch.shape[1:]
+    heads, size = tokens[0].shape[1:]
+
+    def taken(where: Tensor, *shape: int) -> list[Tensor]:
+        parts = [t.index_select(0, where.flatten()) for t in tokens]
+        return [p.view(rows, *shape, heads, size).movedim(-2, 1) for p in parts]
+
+    q, k, v = taken(tree.prefix, prefix)  # (rows, heads, prefix, size)
+    scores = torch.matmul(q, k.transpose(2, 3)) + _causal(prefix, tree)
+    on_prefix = torch.matmul(scores.softmax(-1), v)
+    q, own_k, own_v = taken(tree.branch, branches, length)  # (rows, heads, branches, length, size)
+    flat = (rows, heads, branches * length)
+    to_prefix = torch.matmul(q.reshape(*flat, size), k.transpose(2, 3)) + tree.unseen
+    to_own = torch.matmul(q, own_k.transpose(3, 4)) + _causal(length, tree)
+    weights = torch.cat([to_prefix, to_own.reshape(*flat, length)], -1).softmax(-1)
+    own_weights = weights[..., prefix:].reshape(rows, heads, branches, length, length)
+    on_branch = torch.matmul(weights[..., :prefix], v)
+    on_branch = on_branch + torch.matmul(own_weights, own_v).view(*flat, size)
+    every = torch.cat([t.transpose(1, 2).reshape(-1, heads, size) for t in (on_prefix, on_branch)])
+    return every.index_select(0, tree.back)[None], None
 
 
-AttentionInterface.register("lean", lean_attention)
+def _causal(length: int, tree: Layout) -> Tensor:
+    low = torch.finfo(tree.dtype).min
+    shape = (length, length)
+    return torch.full(shape, low, dtype=tree.dtype, device=tree.back.device).triu(1)
 
 
-def hidden_states(backbone: nn.Module, packed: Packed, dtype: torch.dtype) -> Tensor:
+TREE = "tree"
+"""The name transformers knows `tree_attention` by."""
+AttentionInterface.register(TREE, tree_attention)
+
+
+def hidden_states(backbone: Any, packed: Packed, dtype: torch.dtype) -> Tensor:
     """Outputs that predict the learned tokens: (targets, hidden).
 
-    `dtype` is the one attention is computed in (that of autocast, where it is on).
+    With `tree` attention the trees travel end to end, without padding; with any other
+    implementation as padded rows under a mask, which is the reference. `dtype` is the one
+    attention is computed in (that of autocast, where it is on).
     """
+    if backbone.config._attn_implementation == TREE:
+        tree, number = layout(packed, dtype)
+        real = packed.segments >= 0
+        output = backbone(
+            input_ids=packed.ids[real][None],
+            # Four dimensions: transformers takes it as it is and makes none of its own.
+            attention_mask=torch.zeros((1, 1, 1, 1), device=real.device),
+            position_ids=packed.positions[real][None],
+            use_cache=False,
+            tree=tree,
+        ).last_hidden_state[0]  # (tokens, hidden)
+        chosen: Tensor = output[number[packed.row, packed.parent]]
+        return chosen
     output = backbone(
         input_ids=packed.ids,
         attention_mask=attention_mask(packed.segments, dtype),
         position_ids=packed.positions,
         use_cache=False,
     ).last_hidden_state  # (rows, width, hidden)
-    chosen: Tensor = output[packed.row, packed.parent]
+    chosen = output[packed.row, packed.parent]
     return chosen
 
 

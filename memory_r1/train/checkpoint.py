@@ -17,6 +17,8 @@ import torch
 
 from memory_r1.errors import DataError
 
+FOLDER = "checkpoints"
+"""Where a run folder keeps its checkpoints."""
 STATE_FILE = "state.pt"
 _NAME = "step-{:08d}"
 _PARTIAL = ".partial"

@@ -23,6 +23,14 @@ class Panel:
 
 PANELS = (
     Panel("Loss", "nats per token", {"loss": "training", "eval_loss": "held out"}),
+    *(
+        Panel(
+            f"Exact replies, {words} words",
+            "share of replies",
+            {f"eval_{words}/{role}": role for role in ("extract", "manage", "answer")},
+        )
+        for words in ("new", "unseen")
+    ),
     Panel("Reward", "mean of a step", {"reward_mean": "training", "eval_reward_mean": "held out"}),
     Panel("Exact match", "share of answers", {"em": "training", "eval_em": "held out"}),
     Panel(
@@ -84,13 +92,13 @@ def plot_curves(run_dir: str | Path) -> Path | None:
     lines = -(-len(panels) // columns)
     figure = Figure(figsize=(4.4 * columns, 3.2 * lines), layout="constrained")
     all_axes = list(figure.subplots(lines, columns, squeeze=False).flat)
-    last_step = max(row["step"] for row in rows)
+    last = max(_place(row) for row in rows)
     for axes, panel in zip(all_axes, panels, strict=False):
         (_stack if panel.stacked else _draw)(axes, panel, rows)
         axes.set_title(panel.title, loc="left", fontsize=11)
-        axes.set_xlabel("step")
+        axes.set_xlabel("million tokens" if "tokens" in rows[0] else "step")
         axes.set_ylabel(panel.unit)
-        axes.set_xlim(0, max(last_step, 1))
+        axes.set_xlim(0, last or 1)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.6)
     for axes in all_axes[len(panels) :]:
@@ -101,9 +109,14 @@ def plot_curves(run_dir: str | Path) -> Path | None:
     return target
 
 
-def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
-    return [step for step, _ in points], [value for _, value in points]
+def _place(row: Mapping[str, Any]) -> float:
+    """Where a row stands on the axis: the millions of tokens read so far, or else its step."""
+    return row["tokens"] / 1e6 if "tokens" in row else row["step"]
+
+
+def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    points = [(_place(row), row[name]) for row in rows if row.get(name) is not None]
+    return [place for place, _ in points], [value for _, value in points]
 
 
 def _draw(axes: Any, panel: Panel, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -127,7 +140,7 @@ def _draw(axes: Any, panel: Panel, rows: Sequence[Mapping[str, Any]]) -> None:
 def _stack(axes: Any, panel: Panel, rows: Sequence[Mapping[str, Any]]) -> None:
     """Shares of a whole, one band each, labelled at the side so that no band is covered."""
     having = [row for row in rows if any(row.get(name) is not None for name in panel.lines)]
-    steps = [row["step"] for row in having]
+    steps = [_place(row) for row in having]
     bands = [[row.get(name) or 0.0 for row in having] for name in panel.lines]
     colours = COLOURS[: len(bands)]
     axes.stackplot(steps, bands, labels=list(panel.lines.values()), colors=colours, alpha=0.85)

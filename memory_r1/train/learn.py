@@ -17,9 +17,6 @@ from memory_r1.train.stage import Stage, prepare, samples
 if TYPE_CHECKING:
     from rich.console import Console
 
-CHECKPOINTS = "checkpoints"
-"""The folder of a run's checkpoints."""
-
 Watch = Callable[[int, Mapping[str, float]], None]
 """Called after every step with its number and metrics."""
 
@@ -73,7 +70,7 @@ def learn(
 
         teach(run, out, resume=resume, command=command, watch=watch)
         return None
-    saved = checkpoint.latest(out / CHECKPOINTS) if resume else None
+    saved = checkpoint.latest(out / checkpoint.FOLDER) if resume else None
     if resume and not (out / "config.toml").is_file():
         raise ConfigError(f"{out} holds no run to resume; start it without --resume")
     loaded = checkpoint.load(saved) if saved else None
@@ -102,7 +99,7 @@ def learn(
             watch(done, metrics)
             if done == run.steps.total or done % run.steps.checkpoint_every == 0:
                 checkpoint.save(
-                    out / CHECKPOINTS,
+                    out / checkpoint.FOLDER,
                     done,
                     states=algorithm.state(),
                     write_model=stage.policy.save,

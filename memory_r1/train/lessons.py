@@ -1,35 +1,55 @@
 """What the tiny model is taught before any reinforcement: the world's sentences, and a vice.
 
-Lessons come from worlds of mixed words. Prompts are rendered by the agents' own modules, so the
-model learns exactly the form in which it is served. The vice (Memory-R1, figure 1: an untrained
-manager deletes and adds where facts accumulate) is taught on purpose and declared on the card.
+The teacher makes up memories of its own, with questions on them and new facts for them, and reads
+worlds for what people say. Prompts are rendered by the agents' own modules, so the model learns
+exactly the form in which it is served. The vice (Memory-R1, figure 1: an untrained manager deletes
+and adds where facts accumulate) is taught on purpose and declared on the card.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import TypeVar
 
 from memory_r1 import answer, extract, manage
-from memory_r1.data.story import Builder
+from memory_r1.data.story import INVENTED, Builder
 from memory_r1.data.topics import (
+    MOST_MERGED,
     TOPIC,
     TOPICS,
     Asked,
     Item,
-    Right,
     Told,
+    Topic,
+    join,
     question_on_both,
     questions,
     right,
 )
+from memory_r1.data.words import invent, pool
 from memory_r1.data.world import WorldConfig, WorldWords
+from memory_r1.llm.prompting import ARROW, NOTHING, day
 from memory_r1.types import Entry, Fact, Owner, Turn
 
 _OWNER = Owner("lesson")
 _EPOCH = datetime(2020, 1, 1)
+_FACTS = {
+    "new": 1.0,
+    "alike": 2.0,
+    "more": 0.7,
+    "accumulate": 3.0,
+    "overwrite": 1.5,
+    "refine": 0.7,
+    "repeat": 2.0,
+    "retract": 1.0,
+    "unknown": 0.3,
+}
+"""How often a new fact is of each kind, where the memories allow it: on a topic nobody has; on one
+that others have; one more plan; a further value; a change; a name; known; a cancelled plan; a
+cancelled plan nobody knows."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +67,26 @@ class Vice:
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """One prompt prefix and what is to be replied to each of its endings."""
+class Ending:
+    """One ending of a prompt, what is to be replied to it, and what it practises."""
 
-    role: str
+    given: str
+    reply: str
+    name: str
+    """The role, and what is hard about it: "answer/list", "manage/accumulate", "extract"."""
+
+    @property
+    def role(self) -> str:
+        """extract | manage | answer"""
+        return self.name.partition("/")[0]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One beginning of prompts and its endings."""
+
     prefix: str
-    branches: tuple[tuple[str, str], ...]
-    """(rest of the prompt, reply)."""
+    endings: tuple[Ending, ...]
 
 
 def entries_of(items: Sequence[Item]) -> list[Entry]:
@@ -64,136 +97,261 @@ def entries_of(items: Sequence[Item]) -> list[Entry]:
 class Teacher:
     """Writes lessons, forever, from a seed.
 
-    seed, vice, words: what is taught.
+    seed, vice, words: what is taught. sizes: fewest and most memories of a bank at the end of the
+    curriculum. untidy: share of banks in which values that belong together may stand apart.
     """
 
-    def __init__(self, seed: int, vice: Vice, words: WorldWords = "mixed") -> None:
+    def __init__(
+        self,
+        seed: int,
+        vice: Vice,
+        words: WorldWords = "mixed",
+        sizes: tuple[int, int] = (1, 28),
+        untidy: float = 0.25,
+    ) -> None:
         self.rng = random.Random(f"teacher/{seed}")
         self.vice = vice
         self.words = words
+        self.sizes = sizes
+        self.untidy = untidy
 
     def lessons(self, progress: float) -> Iterator[Lesson]:
-        """All lessons of one fresh dialogue.
+        """One lesson on what people say and several on memories.
 
-        progress: 0..1 through the training; banks are short at first and long later.
+        progress: 0..1 through the training; memories are few at first and many later.
         """
+        yield self._extract()
+        fewest, most = self.sizes
+        most = max(fewest, min(most, 4 + round(4 * most * progress)))
+        for n in range(4):
+            middle = max(fewest, most // 3)
+            low, high = (fewest, middle) if n % 2 else (middle, most)
+            size = self.rng.randint(low, high)
+            yield _Bank(self.rng, self.words, size, self.untidy).lesson(self.vice)
+
+    def _extract(self) -> Lesson:
         config = WorldConfig(
             seed=self.rng.randrange(2**31),
             words=self.words,
-            sessions=2,
-            threads=self.rng.randint(3, 11),
-            friends=self.rng.randint(1, 4),
+            sessions=1,
+            threads=4,
+            friends=1,
+            absent=0,
         )
         world = Builder(config, 0)
         world.build()
-        rows = 4 + round(20 * min(1.0, progress / 0.35))
-        last = len(world.log) - 1
-        cuts = [max(1, self.rng.randint(0, last), self.rng.randint(0, last)) for _ in range(4)]
-        for cut in cuts:
-            yield from self._manage(world, cut)
-            yield self._answer(world, cut, rows)
-        yield self._extract(world)
-
-    def _extract(self, world: Builder) -> Lesson:
         told = [(s.speaker, s.text, s.said, s.told.text) for s in world.log]
-        chat = [(*c, "nothing") for c in world.chat]
-        chosen = self.rng.sample(told, min(10, len(told))) + self.rng.sample(
-            chat, min(2, len(chat))
-        )
-        branches = []
+        chat = [(*c, NOTHING) for c in world.chat]
+        chosen = self.rng.sample(told, min(12, len(told))) + chat[:2]
+        endings = []
         for speaker, text, said, reply in chosen:
             prompt = extract.render(Turn(speaker, text, said), "compact").text
-            branches.append((prompt.removeprefix("extract "), reply))
-        return Lesson("extract", "extract", tuple(branches))
+            endings.append(Ending(prompt.removeprefix("extract "), reply, "extract"))
+        return Lesson("extract", tuple(endings))
 
-    def _manage(self, world: Builder, cut: int) -> Iterator[Lesson]:
-        items = world.log[cut].before
-        told: dict[int, Told] = {}
-        for step in world.log[cut:]:
-            told.setdefault(step.thread, step.told)
-        coming = [(fact, right(fact, items)) for fact in told.values()]
-        for step in self.rng.sample(world.log[:cut], min(4, cut)):  # what is known, said again
-            coming.append((step.told, right(step.told, items)))
-        for item in items:
-            if TOPIC[item.topic].nature == "plan":
-                coming.append((Told(item, True), right(Told(item, True), items)))
-        by_kind: dict[str, list[tuple[Told, Right]]] = {}
-        for fact, best in coming:
-            by_kind.setdefault(best.phenomenon, []).append((fact, best))
-        chosen: list[tuple[Told, Right]] = []
-        while by_kind and len(chosen) < 6:
-            kinds = list(by_kind)
-            weight = [3.0 if k == "accumulate" else 1.0 for k in kinds]
-            kind = self.rng.choices(kinds, weight)[0]
-            bucket = by_kind[kind]
-            chosen.append(bucket.pop(self.rng.randrange(len(bucket))))
-            if not bucket:
-                del by_kind[kind]
-        shown = self._shown(items, [best.target for _, best in chosen if best.target])
-        for fact, best in chosen:
-            prompt = manage.render([Fact(fact.text)], entries_of(shown), "compact").text
-            reply = self._operation(fact, best, shown)
-            yield Lesson("manage", "manage", ((prompt.removeprefix("manage "), reply),))
 
-    def _shown(self, items: Sequence[Item], targets: Sequence[Item]) -> list[Item]:
-        """Up to eight rows, the targets among them, the rest alike where there are such."""
-        alike = [
-            item
-            for item in items
-            if item not in targets
-            and any(item.person == t.person or item.topic == t.topic for t in targets)
-        ]
-        others = [item for item in items if item not in targets and item not in alike]
-        self.rng.shuffle(alike)
-        self.rng.shuffle(others)
-        room = max(0, self.rng.randint(1, 8) - len(targets))
-        chosen = [*dict.fromkeys(targets), *(alike[: room - room // 3] + others)[:room]]
-        return sorted(chosen, key=list(items).index)
+class _Bank:
+    """Memories made up at random, with questions on them and facts that come to them."""
 
-    def _operation(self, fact: Told, best: Right, shown: Sequence[Item]) -> str:
-        vicious = self.rng.random() < getattr(self.vice, best.phenomenon, 0.0)
-        if best.target is None:
-            return f"nothing => {best.op}" + (f" {fact.text}" if best.op == "ADD" else "")
-        pointer = f"{best.target.text} <s{shown.index(best.target)}> =>"
-        if vicious and best.phenomenon == "accumulate":
-            return f"{pointer} DELETE ; ADD {fact.text}"
-        if vicious:
-            return f"nothing => ADD {fact.text}"
-        if best.op == "UPDATE" and best.result is not None:
-            return f"{pointer} UPDATE {best.result.text}"
-        return f"{pointer} {best.op}"
+    def __init__(self, rng: random.Random, words: WorldWords, size: int, untidy: float) -> None:
+        self.rng, self.words = rng, words
+        self._taken: set[str] = set()
+        # Few people with many topics each, or many with few.
+        self.people = [self._word("person") for _ in range(rng.randint(1, 2 + size // 4))]
+        self.items: list[Item] = []
+        self.untidy = rng.random() < untidy
+        """Whether values that belong in one memory may stand in several, as a sloppy manager
+        leaves them, and a memory may stand there twice."""
+        started = [(person, topic) for person in self.people for topic in TOPICS]
+        rng.shuffle(started)
+        while started and len(self.items) < size:
+            self.items += self._some(*started.pop())
+        rng.shuffle(self.items)
+        self.items = self.items[:size]
+        self._entries = entries_of(self.items)
+        numbered = [(item, n) for n, item in enumerate(self.items)]
+        self._sorted = sorted(numbered, key=lambda row: row[0].text)
+        """Memories with their labels, in the order in which a prompt shows them."""
 
-    def _answer(self, world: Builder, cut: int, most: int) -> Lesson:
-        items = list(world.log[cut].before)
-        n = min(len(items), self.rng.randint(max(1, most // 3), most))
-        shown = sorted(self.rng.sample(items, n), key=items.index)
-        prefix = answer.render("?", entries_of(shown), "compact").text.partition(" question ")[0]
-        branches = []
-        for asked in self._questions(shown):
-            prompt = answer.render(asked.text, entries_of(shown), "compact").text
-            named = " , ".join(f"{item.text} <s{shown.index(item)}>" for item in asked.uses)
-            reply = f"{named or 'nothing'} => {asked.answers[0]}"
-            branches.append((f"question {prompt.partition(' question ')[2]}", reply))
-        return Lesson("answer", prefix, tuple(branches))
+    def lesson(self, vice: Vice) -> Lesson:
+        """Questions on the memories and facts that come to them, six or so of each."""
+        prefix = answer.render("?", self._entries, "compact").text.partition(" question ")[0]
+        endings = [*self._asked(), *self._told(vice)]
+        return Lesson(
+            prefix,
+            tuple(replace(e, given=e.given.removeprefix(f"{prefix} ")) for e in endings),
+        )
 
-    def _questions(self, shown: Sequence[Item]) -> list[Asked]:
-        """Up to seven questions, the kinds as even as the rows allow."""
-        people = list(dict.fromkeys(item.person for item in shown))
+    # What is remembered
+
+    def _word(self, kind: str) -> str:
+        while True:
+            made_up = self.words == "mixed" and self.rng.random() < INVENTED
+            words = pool(kind, "unseen" if self.words == "unseen" else "train")
+            word = invent(kind, self.rng) if made_up else self.rng.choice(words)
+            if word not in self._taken:
+                # A small pool must not run dry: only people are told apart by their names.
+                if kind == "person":
+                    self._taken.add(word)
+                return word
+
+    def _values(self, topic: Topic, n: int) -> tuple[str, ...]:
+        values: dict[str, None] = {}
+        while len(values) < n:
+            values[self._word(topic.words)] = None
+        return tuple(values)
+
+    def _date(self, topic: Topic) -> str:
+        if topic.nature != "dated":
+            return ""
+        return day(datetime(2021, 1, 1) + timedelta(days=self.rng.randrange(1800)))
+
+    def _some(self, person: str, topic: Topic) -> list[Item]:
+        """The memories of one topic of a person."""
+        match topic.nature:
+            case "accumulate":
+                values = self._values(topic, self.rng.choices((1, 2, 3, 4), (4, 4, 2, 1))[0])
+                merged = Item(topic.name, person, values)
+                if not self.untidy:
+                    return [merged]
+                apart = [replace(merged, values=(value,)) for value in values]
+                return self._with_twice(apart if self.rng.random() < 0.5 else [merged])
+            case "overwrite":
+                n = self.rng.choice((1, 2))
+                return [Item(topic.name, person, self._values(topic, n))]
+            case "refine":
+                n = self.rng.choice((0, 1))
+                return [Item(topic.name, person, self._values(topic, n))]
+        several = topic.nature in ("plan", "dated")
+        values = self._values(topic, self.rng.choices((1, 2, 3), (5, 4, 1))[0] if several else 1)
+        items = [Item(topic.name, person, (v,), self._date(topic)) for v in values]
+        return self._with_twice(items) if self.untidy and topic.nature == "plan" else items
+
+    def _with_twice(self, items: list[Item]) -> list[Item]:
+        return items + [self.rng.choice(items)] * (self.rng.random() < 0.3)
+
+    # Questions
+
+    def _asked(self) -> list[Ending]:
+        """Up to seven questions, the kinds as even as the memories allow."""
         by_kind: dict[str, list[Asked]] = {}
-        for person in people:
+        for person in [*self.people, self._word("person")]:
             for topic in TOPICS:
-                for asked in questions(topic, person, shown):
+                for asked in questions(topic, person, self.items):
                     by_kind.setdefault(asked.kind, []).append(asked)
         for topic in TOPICS:
-            same = [item for item in shown if item.topic == topic.name]
-            if topic.ask_both and len(same) > 1:
-                one, other = self.rng.sample(same, 2)
-                by_kind.setdefault("two_memory", []).append(question_on_both(topic, one, other))
-        chosen: list[Asked] = []
-        while by_kind and len(chosen) < 7:
-            kind = self.rng.choice(list(by_kind))
-            bucket = by_kind[kind]
-            chosen.append(bucket.pop(self.rng.randrange(len(bucket))))
-            if not bucket:
-                del by_kind[kind]
-        return chosen
+            held = [item for item in self.items if item.topic == topic.name]
+            if topic.ask_both and len(held) > 1:
+                both = question_on_both(topic, *self.rng.sample(held, 2))
+                by_kind.setdefault("two_memory", []).append(both)
+        absent = by_kind.get("unanswerable", [])
+        # Half of what is absent is something that others have: the hard half.
+        topics = {TOPIC[item.topic].noun for item in self.items}
+        alike = [a for a in absent if a.subject.rpartition("'s ")[2] in topics]
+        by_kind["unanswerable"] = self.rng.sample(alike, min(3, len(alike))) + self.rng.sample(
+            absent, min(3, len(absent))
+        )
+        return [
+            Ending(
+                answer.render(a.text, self._entries, "compact").text,
+                self._reply(a),
+                f"answer/{a.kind}",
+            )
+            for a in _evenly(self.rng, by_kind, dict.fromkeys(by_kind, 1.0), 7)
+        ]
+
+    def _reply(self, asked: Asked) -> str:
+        if not asked.uses:
+            return f"{asked.subject} {NOTHING} {ARROW} {asked.answers[0]}"
+        # Memories are named in the order of the prompt, those of two people in the question's.
+        rows = [(item, n) for item, n in self._sorted if item in asked.uses]
+        said = asked.answers[0]
+        if len({item.person for item in asked.uses}) > 1:
+            rows.sort(key=lambda row: asked.uses.index(row[0]))
+        elif asked.kind in ("list", "two_memory"):
+            said = join([value for item, _ in rows for value in item.values])
+        return f"{self._named(rows)} {ARROW} {said}"
+
+    @staticmethod
+    def _named(rows: Sequence[tuple[Item, int]]) -> str:
+        return " , ".join(f"{item.text} <s{n}>" for item, n in rows)
+
+    # Facts
+
+    def _told(self, vice: Vice) -> list[Ending]:
+        """Up to seven facts with the operations on them; of one kind as often as `_FACTS` says."""
+        by_kind: dict[str, list[Told]] = {}
+
+        def tell(
+            kind: str, topic: Topic, person: str, *values: str, cancelled: bool = False
+        ) -> None:
+            fact = Told(Item(topic.name, person, values, self._date(topic)), cancelled)
+            by_kind.setdefault(kind, []).append(fact)
+
+        started = {(item.person, item.topic) for item in self.items}
+        topics = {topic for _, topic in started}
+        for person in [*self.people, self._word("person")]:
+            for topic in TOPICS:
+                if (person, topic.name) not in started:
+                    bare = topic.nature == "refine" and self.rng.random() < 0.5
+                    kind = "alike" if topic.name in topics else "new"
+                    tell(kind, topic, person, *([] if bare else self._values(topic, 1)))
+                elif topic.nature in ("plan", "dated"):
+                    tell("more", topic, person, *self._values(topic, 1))
+                if topic.nature == "plan":
+                    tell("unknown", topic, person, *self._values(topic, 1), cancelled=True)
+        for item in self.items:
+            topic = TOPIC[item.topic]
+            by_kind.setdefault("repeat", []).append(Told(self._part(item)))
+            if topic.nature == "plan":
+                by_kind.setdefault("retract", []).append(Told(item, True))
+            if topic.nature == "overwrite" or (topic.nature == "refine" and not item.values):
+                tell(topic.nature, topic, item.person, *self._values(topic, 1))
+            if topic.nature == "accumulate" and len(item.values) < MOST_MERGED:
+                tell("accumulate", topic, item.person, *self._values(topic, 1))
+        return [
+            Ending(
+                manage.render([Fact(told.text)], self._entries, "compact").text,
+                *self._best(told, vice),
+            )
+            for told in _evenly(self.rng, by_kind, _FACTS, 7)
+        ]
+
+    def _part(self, item: Item) -> Item:
+        """One value of a memory, as it would be told again."""
+        if not item.values:
+            return item
+        latest = TOPIC[item.topic].nature == "overwrite"
+        return replace(item, values=(item.values[0] if latest else self.rng.choice(item.values),))
+
+    def _best(self, told: Told, vice: Vice) -> tuple[str, str]:
+        """The teacher's reply, and what it practises."""
+        best = right(told, [item for item, _ in self._sorted])
+        vicious = self.rng.random() < getattr(vice, best.phenomenon, 0.0)
+        if best.target is None:
+            return f"{told.subject} {NOTHING} {ARROW} {best.op}", f"manage/{best.phenomenon}"
+        row = next(row for row in self._sorted if row[0] == best.target)
+        operation = best.op
+        if vicious:
+            operation = "DELETE ; ADD" if best.phenomenon == "accumulate" else "ADD"
+        elif best.op == "UPDATE" and best.result is not None:
+            operation = f"UPDATE {best.result.text}"
+        return f"{self._named([row])} {ARROW} {operation}", f"manage/{best.phenomenon}"
+
+
+_T = TypeVar("_T")
+
+
+def _evenly(
+    rng: random.Random, by_kind: dict[str, list[_T]], weights: dict[str, float], most: int
+) -> list[_T]:
+    """Draw without repetition: first a kind by its weight, then one of that kind."""
+    chosen: list[_T] = []
+    left = {kind: list(of) for kind, of in by_kind.items() if of}
+    while left and len(chosen) < most:
+        kind = rng.choices(list(left), [weights[kind] for kind in left])[0]
+        bucket = left[kind]
+        chosen.append(bucket.pop(rng.randrange(len(bucket))))
+        if not bucket:
+            del left[kind]
+    return chosen

@@ -29,7 +29,7 @@ class Policy:
         self.temperature = temperature
         self.max_tokens = max_tokens
         if llm.model.device.type == "cpu":
-            llm.model.set_attn_implementation("lean")
+            llm.model.set_attn_implementation("tree")
 
     @property
     def model(self) -> Any:

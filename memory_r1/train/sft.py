@@ -19,9 +19,10 @@ from memory_r1.train.runlog import RunLog
 from memory_r1.train.stage import MODEL
 from memory_r1.train.teach import Schedule, Teaching, exact_replies
 
+GOES_ON = 10_000
+"""Added to the teacher's seed where a model goes on learning."""
 NEW = "new"
 """The name of a model that does not exist yet."""
-CHECKPOINTS = "checkpoints"
 
 
 def teach(
@@ -36,7 +37,7 @@ def teach(
 
     Held out: fresh dialogues of the same kind of words, and of unseen words (eval_*).
     """
-    saved = checkpoint.latest(out / CHECKPOINTS) if resume else None
+    saved = checkpoint.latest(out / checkpoint.FOLDER) if resume else None
     loaded = checkpoint.load(saved) if saved else None
     first = loaded.step if loaded else 0
     settings = run.sft
@@ -61,10 +62,12 @@ def teach(
         teaching = Teaching(
             model,
             words,
-            Teacher(run.seed, vice),
+            # A tiny model that goes on is told nothing that its first training told it.
+            Teacher(run.seed if run.model == NEW else run.seed + GOES_ON, vice),
             schedule,
             bf16=settings.bf16,
             micro=run.steps.micro_batch_tokens,
+            curriculum=run.model == NEW,
         )
         if loaded is not None:
             teaching.restore(loaded.states)
@@ -77,7 +80,7 @@ def teach(
             log.log(done, metrics)
             watch(done, metrics)
             if last or done % run.steps.checkpoint_every == 0:
-                checkpoint.save(out / CHECKPOINTS, done, states=teaching.state())
+                checkpoint.save(out / checkpoint.FOLDER, done, states=teaching.state())
         save(model, words, out / MODEL)
         (out / ROLES_FILE).write_text(
             json.dumps(dict.fromkeys(("extract", "manage", "answer"), MODEL), indent=2) + "\n",
@@ -95,7 +98,7 @@ def _student(run: Run) -> tuple[Any, Any]:
                 f"{NEW!r}, tiny-base or the folder of one"
             )
         model = llm.copy().model
-        model.set_attn_implementation("lean")
+        model.set_attn_implementation("tree")
         return model.float(), llm.tokenizer
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -110,7 +113,7 @@ def _student(run: Run) -> tuple[Any, Any]:
         intermediate_size=run.sft.mlp,
         tie_word_embeddings=True,
         max_position_embeddings=1024,
-        attn_implementation="lean",
+        attn_implementation="tree",
         pad_token_id=words.pad_token_id,
         eos_token_id=words.eos_token_id,
         bos_token_id=None,

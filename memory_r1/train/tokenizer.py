@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memory_r1.data import story, topics
+from memory_r1.data.words import ONSETS, VOWELS
 from memory_r1.llm.prompting import ARROW, MONTHS
 
 if TYPE_CHECKING:
@@ -23,11 +24,6 @@ LABELS = 64
 """Labels <s0> .. <s63>: as many memories as a prompt of the compact style may show."""
 PAD, UNKNOWN, END = "<pad>", "<unk>", "<end>"
 
-_ONSETS = (
-    "b c d f g h j k l m n p q r s t v w x y z "
-    "bl br ch cl cr dr fl fr gl gr ph pl pr qu sc sh sk sl sm sn sp st sw th tr"
-).split()
-_VOWELS = tuple("aeiouy")
 _ASCII = "abcdefghijklmnopqrstuvwxyz"
 _PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
 
@@ -38,8 +34,8 @@ def _sentences() -> list[str]:
     for topic in topics.TOPICS:
         for value in vars(topic).values():
             patterns += [value] if isinstance(value, str) else value
-    patterns += [*MONTHS, *topics.NUMBERS.values(), "on", "not mentioned", "nothing"]
-    patterns += "extract manage answer fact question UPDATE DELETE ADD NOOP".split()
+    patterns += [*MONTHS, "on", "not mentioned", "nothing"]
+    patterns += "extract memory question fact UPDATE DELETE ADD NOOP".split()
     return patterns
 
 
@@ -49,10 +45,14 @@ def vocabulary() -> list[str]:
     for pattern in _sentences():
         for word in re.findall(r"[A-Za-z]+", re.sub(r"\{\w+\}", " ", pattern)):
             words.setdefault(word)
-    pieces = [onset + vowel for onset, vowel in product(_ONSETS, _VOWELS)]
+    # "dogs" becomes "dog" and "##s": a memory of several dogs then begins like one of a single dog.
+    plurals = [word for word in words if word.endswith("s") and word[:-1] in words]
+    for word in plurals:
+        del words[word]
+    pieces = [onset + vowel for onset, vowel in product(ONSETS, VOWELS)]
     pieces += list(_ASCII)
     numbers = [str(n) for n in range(32)] + [str(year) for year in range(2015, 2036)]
-    known = [PAD, UNKNOWN, END, *_PUNCTUATION, *words, *numbers]
+    known = [PAD, UNKNOWN, END, *_PUNCTUATION, "'s", *words, *numbers]
     known += pieces + [p.capitalize() for p in pieces] + [f"##{p}" for p in pieces]
     known += [f"##{digit}" for digit in range(10)]
     known += [f"##{letter}" for letter in _ASCII.upper()]
@@ -69,7 +69,7 @@ def build() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordPiece(vocab, unk_token=UNKNOWN, max_input_chars_per_word=60))
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre.Sequence(
-        [pre.WhitespaceSplit(), pre.Split(Regex(r"[^A-Za-z0-9]"), "isolated")]
+        [pre.WhitespaceSplit(), pre.Split(Regex(r"'s\b|[^A-Za-z0-9]"), "isolated")]
     )
     tokenizer.decoder = decoders.WordPiece(cleanup=True)
     markers = [ARROW, *(f"<s{i}>" for i in range(LABELS))]
