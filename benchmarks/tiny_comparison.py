@@ -39,13 +39,13 @@ class Row:
 
 
 ROWS = (
-    Row("SFT, same teacher", "tiny_sft_teacher"),
-    Row("SFT, right operations", "tiny_sft_right"),
     Row("GRPO stage 1", "tiny_manager_grpo"),
+    Row("PPO stage 1", "tiny_manager_ppo"),
     Row("GRPO stage 2 alone", "tiny_answer_grpo"),
     Row("GRPO both", "tiny_answer_grpo", manager="GRPO stage 1"),
-    Row("PPO stage 1", "tiny_manager_ppo"),
     Row("PPO both", "tiny_answer_ppo", manager="PPO stage 1"),
+    Row("SFT, same teacher", "tiny_sft_teacher"),
+    Row("SFT, right operations", "tiny_sft_right"),
 )
 
 
@@ -64,7 +64,7 @@ def main() -> None:
     with ThreadPoolExecutor(asked.jobs) as pool:
         played = [pool.submit(play, BASE, out / "bench" / "base", worlds)]
         trained: dict[tuple[str, int], Future[Path]] = {}
-        # Depth first would leave a worker waiting for a manager: all first stages come first.
+        # A second stage that waits for its manager would idle a worker: first stages come first.
         for row in sorted(rows, key=lambda row: bool(row.manager)):
             for seed in asked.seeds:
                 manager = trained.get((row.manager, seed))

@@ -278,11 +278,11 @@ def situations(
             if not new:
                 continue
             asked = due.get(i, [])[:questions]
-            at_stake = _at_stake(bank, new, due, i, settings, agents)
-            room = questions - len(asked)
-            asked = asked + rng.sample(at_stake, min(room, len(at_stake)))
             # On an empty bank a compact manager isn't asked: nothing could be learned there.
             if asked and (bank.entries() or not compact):
+                at_stake = _at_stake(bank, new, due, i, settings, agents)
+                room = questions - len(asked)
+                asked = asked + rng.sample(at_stake, min(room, len(at_stake)))
                 name = f"{dialogue.id}/{turn.id}"
                 found.append(Situation(name, bank.fork(), ((turn, new),), tuple(asked)))
             yield from strictly(remember(bank, turn, agents, settings, facts=new))
