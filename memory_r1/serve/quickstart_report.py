@@ -30,7 +30,8 @@ HEADINGS: Mapping[str, str] = {
 VICE = (
     "tiny-base was taught a vice on purpose: where a second fact should join the first, its "
     "manager mostly deletes the old memory and adds the new one, as the untrained manager in the "
-    "paper's Figure 1 does. Its card says how. So “before” is a staged beginning, and the "
+    "paper's Figure 1 does; and it mostly adds what is told again, and a cancellation beside its "
+    "plan. Its card says how. So “before” is a staged beginning, and the "
     "gain shows that the reward mends it, not how good untrained language models are."
 )
 """What must be said wherever tiny-base's numbers are shown."""
