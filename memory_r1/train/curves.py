@@ -111,7 +111,7 @@ def plot_curves(run_dir: str | Path) -> Path | None:
 
 def _place(row: Mapping[str, Any]) -> float:
     """Where a row stands on the axis: the millions of tokens read so far, or else its step."""
-    return row["tokens"] / 1e6 if "tokens" in row else row["step"]
+    return float(row["tokens"] / 1e6 if "tokens" in row else row["step"])
 
 
 def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
