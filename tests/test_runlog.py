@@ -1,5 +1,6 @@
 import io
 import json
+import re
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from memory_r1.errors import ConfigError, DataError, MissingExtra
 from memory_r1.train import runlog
-from memory_r1.train.curves import PANELS, plot_curves, read_metrics, rolling_mean
+from memory_r1.train.curves import PANELS, _series, plot_curves, read_metrics, rolling_mean
 from memory_r1.train.runfile import Grpo, Run, Steps, World, load_run
 from memory_r1.train.runlog import METRICS, RunLog, Sample, print_table
 
@@ -172,7 +173,8 @@ def test_every_metric_that_is_drawn_is_explained():
     explained = {name for names in METRICS for name in names.split(", ")}
     for panel in PANELS:
         for name in panel.lines:
-            assert name.removeprefix("eval_") in explained
+            metric = re.sub(r"/\w+$", "/<role>", name.removeprefix("eval_"))
+            assert metric in explained
 
 
 def test_without_matplotlib_the_run_is_kept_and_says_what_to_install(folder, monkeypatch):
@@ -187,3 +189,17 @@ def test_logging_needs_no_torch_and_no_matplotlib_to_be_imported():
     heavy = "{'torch', 'matplotlib'}"
     code = f"import sys, {runlog.__name__}; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_warm_start_is_drawn_over_tokens(tmp_path):
+    rows = [
+        {"step": step, "tokens": step * 500_000, "loss": 1 / step, "eval_new/answer": step / 4}
+        for step in (1, 2, 3, 4)
+    ]
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert _series(read_metrics(path), "eval_new/answer") == (
+        [0.5, 1.0, 1.5, 2.0],
+        [0.25, 0.5, 0.75, 1.0],
+    )
+    assert plot_curves(tmp_path).is_file()
