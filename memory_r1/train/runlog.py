@@ -40,8 +40,8 @@ METRICS = {
     "step": "steps done; 0 is before the first",
     "loss": "what the optimizer lowered",
     "tokens": "warm start: tokens read so far, shared prompts once",
-    "new/<role>, unseen/<role>": "warm start, as eval_: share of replies exactly right, by role and "
-    "then by what is hard, on words like those of training and on unseen ones",
+    "new/<role>, unseen/<role>": "warm start, as eval_: share of replies exactly right, by role "
+    "and then by what is hard, on words like those of training and on unseen ones",
     "reward_mean": "mean reward of the step's rollouts",
     "reward_std": "its standard deviation",
     "em": "share of questions answered with exactly an accepted answer",
