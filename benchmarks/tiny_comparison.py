@@ -61,13 +61,15 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     worlds = write_worlds(out / "worlds", 0, short=False)
     rows = [row for row in ROWS if not asked.rows or row.name in asked.rows]
+    needed = {row.manager for row in rows}  # without its manager a row would be another one
+    rows = [row for row in ROWS if row in rows or row.name in needed]
     with ThreadPoolExecutor(asked.jobs) as pool:
         played = [pool.submit(play, BASE, out / "bench" / "base", worlds)]
         trained: dict[tuple[str, int], Future[Path]] = {}
         # A second stage that waits for its manager would idle a worker: first stages come first.
         for row in sorted(rows, key=lambda row: bool(row.manager)):
             for seed in asked.seeds:
-                manager = trained.get((row.manager, seed))
+                manager = trained[row.manager, seed] if row.manager else None
                 trained[row.name, seed] = pool.submit(one, row, seed, out, worlds, manager)
         for job in (*played, *trained.values()):
             job.result()

@@ -7,10 +7,10 @@ the whole dialogue. `bench` plays the two together, errors of one reaching the o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import memory_r1
 from memory_r1 import manage, retrieve
@@ -26,6 +26,7 @@ from memory_r1.memory import respond
 from memory_r1.store.ram import RamStore
 from memory_r1.types import Add, Delete, Entry, Fact, MemoryOp, Noop, Owner, Update
 
+T = TypeVar("T")
 LEAST_MEMORIES = 16
 """A right bank of fewer memories asks nobody: finding one of a few is no skill."""
 
@@ -155,8 +156,10 @@ def _ask(
     return [judge(q, answer) for q, answer in zip(questions, answers, strict=True)]
 
 
-def _grouped(items: Sequence[Any], name: Any, summary: Any) -> dict[str, Any]:
-    members: dict[str, list[Any]] = {}
+def _grouped(
+    items: Sequence[T], name: Callable[[T], str], summary: Callable[[Sequence[T]], dict[str, Any]]
+) -> dict[str, Any]:
+    members: dict[str, list[T]] = {}
     for item in items:
         members.setdefault(name(item), []).append(item)
     return {group: summary(members[group]) for group in sorted(members)}
