@@ -10,6 +10,7 @@ from memory_r1.errors import MalformedOps, MalformedReply
 from memory_r1.llm import Call, Conversation
 from memory_r1.llm.prompting import (
     ARROW,
+    KNOWN,
     NOTHING,
     halves,
     json_in,
@@ -127,7 +128,8 @@ _OP_WORD = re.compile(r";\s*(?:ADD|UPDATE|DELETE|NOOP)\b")
 
 def _parse_compact(reply: str, related: Sequence[Entry], told: str) -> list[MemoryOp]:
     left, right = halves(reply)
-    shown = pointed(left)
+    # A memory that says the fact already is marked; what to do about it is still the model's choice.
+    shown = pointed(left.removesuffix(f" {KNOWN}"))
     word, _, text = right.partition(" ")
     text = restored(text)
     if shown:

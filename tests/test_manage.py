@@ -69,6 +69,8 @@ def test_a_memory_that_is_there_twice_is_shown_twice_with_labels_of_its_own():
         ("whatever <s1> => DELETE", [Delete("id-1")]),
         ("<s1> => DELETE ; ADD Bo is gone", [Delete("id-1"), Add("Bo is gone")]),
         ("Bo says hi <s1> => NOOP", [Noop()]),
+        ("Bo says hi <s1> known => NOOP", [Noop()]),
+        ("Bo says hi <s1> known => ADD Bo says hi", [Add("Bo says hi")]),
         ("Bo says hi <s1> => ADD Bo waves", [Add("Bo waves")]),
         ("nothing => ADD Mia is tall", [Add("Mia is tall")]),
         ("nothing => NOOP", [Noop()]),
@@ -86,6 +88,7 @@ def test_compact_replies_are_read(reply, ops):
     [
         *("", "=>", "nothing", "nothing =>", "nothing => UPDATE x", "nothing => DELETE"),
         *("a <s3> => DELETE", "a <s99999> => DELETE", "a => DELETE", "a <s0> b => DELETE"),
+        *("a known => DELETE", "known => NOOP", "a <s0>known => NOOP"),
         *("<s0> => UPDATE", "<s0> => DELETE x", "<s0> => DELETE ADD x"),
         *("<s0> => NOOP x", "<s0> => UPDATE a => b", "<s0> => UPDATE a <s1>", "<s0> => update a"),
         *("<s0> => UPDATE a ; DELETE", "nothing => ADD a ; ADD b", "nothing => DELETE ; ADD a"),

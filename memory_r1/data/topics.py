@@ -292,7 +292,8 @@ def right(told: Told, items: Sequence[Item]) -> Right:
     same = [i for i in items if i.topic == item.topic and i.person == item.person]
     holding = [i for i in same if set(item.values) <= set(i.values) and i.date == item.date]
     if told.cancelled:
-        return Right("DELETE", holding[0], None, "retract") if holding else Right("NOOP")
+        target = holding[0] if holding else None
+        return Right("DELETE" if target else "NOOP", target, None, "retract")
     if topic.nature == "overwrite":
         holding = [i for i in holding if i.values[0] == item.values[0]]
     if holding:
@@ -338,9 +339,9 @@ def questions(topic: Topic, person: str, items: Sequence[Item]) -> list[Asked]:
         subject = f"{person}'s {topic.noun}"
         return Asked(text.format(p=person), kind, tuple(answers), tuple(uses), subject)
 
-    if not mine or not any(i.values for i in mine):
+    if not any(i.values for i in mine):
         text = topic.ask if topic.nature != "dated" else ""
-        return [ask(text, "unanswerable", [NOT_MENTIONED], ())] if text else []
+        return [ask(text, "unanswerable", [NOT_MENTIONED])] if text else []
     values = [v for i in mine for v in i.values]
     match topic.nature:
         case "dated":

@@ -185,15 +185,16 @@ def _followers(kind: str) -> dict[str, str]:
 def invent(kind: str, rng: random.Random) -> str:
     """A word that nobody has met: invented words teach copying.
 
-    Half of them look like those of the training pool (a chain over pairs of letters), half are
-    random syllables, so that every syllable is met often. Never one of an unseen pool: those stay
-    unseen.
+    Many look like those of the training pool (a chain over pairs of letters), as many are random
+    syllables, so that every syllable is met often, and some are random letters, so that rare
+    beginnings ("Gw", "Kn", "McL") are met too. Never one of an unseen pool: those stay unseen.
     """
-    make = _chained if rng.random() < 0.5 else _babbled
+    make = rng.choices((_chained, _babbled, _scrambled), (4, 4, 2))[0]
     while True:
         word = make(kind, rng)
-        if 3 <= len(word) <= 11 and word not in _held_out():
-            return word.capitalize() if pool(kind, "train")[0][0].isupper() else word
+        if 3 <= len(word) <= 11 and word.lower() not in _held_out():
+            is_name = pool(kind, "train")[0][0].isupper()
+            return word[0].upper() + word[1:] if is_name else word.lower()
 
 
 def _chained(kind: str, rng: random.Random) -> str:
@@ -202,6 +203,12 @@ def _chained(kind: str, rng: random.Random) -> str:
     while not letters.endswith("$") and len(letters) < 14:
         letters += rng.choice(followers[letters[-2:]])
     return letters[2:].rstrip("$")
+
+
+def _scrambled(kind: str, rng: random.Random) -> str:
+    consonants = "".join(rng.choices("bcdfghjklmnpqrstvwxz", k=rng.randint(1, 3)))
+    rest = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(2, 6)))
+    return consonants + (rest.capitalize() if rng.random() < 0.2 else rest)
 
 
 def _babbled(kind: str, rng: random.Random) -> str:

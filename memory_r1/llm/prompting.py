@@ -18,6 +18,7 @@ from memory_r1.types import Completion, Entry, Prompt
 
 ARROW = "=>"
 NOTHING = "nothing"
+KNOWN = "known"
 MONTHS = (
     *("January", "February", "March", "April", "May", "June"),
     *("July", "August", "September", "October", "November", "December"),

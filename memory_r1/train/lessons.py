@@ -31,7 +31,7 @@ from memory_r1.data.topics import (
 )
 from memory_r1.data.words import invent, pool
 from memory_r1.data.world import WorldConfig, WorldWords
-from memory_r1.llm.prompting import ARROW, NOTHING, day
+from memory_r1.llm.prompting import ARROW, KNOWN, NOTHING, day
 from memory_r1.types import Entry, Fact, Owner, Turn
 
 _OWNER = Owner("lesson")
@@ -43,13 +43,14 @@ _FACTS = {
     "accumulate": 3.0,
     "overwrite": 1.5,
     "refine": 0.7,
-    "repeat": 2.0,
+    "repeat": 1.0,
+    "repeat_one": 2.0,
     "retract": 1.0,
     "unknown": 0.3,
 }
 """How often a new fact is of each kind, where the memories allow it: on a topic nobody has; on one
-that others have; one more plan; a further value; a change; a name; known; a cancelled plan; a
-cancelled plan nobody knows."""
+that others have; one more plan; a further value; a change; a name; known; known as one of several;
+a cancelled plan; a cancelled plan nobody knows."""
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,9 @@ class _Bank:
                     tell("unknown", topic, person, *self._values(topic, 1), cancelled=True)
         for item in self.items:
             topic = TOPIC[item.topic]
-            by_kind.setdefault("repeat", []).append(Told(self._part(item)))
+            several = topic.nature == "accumulate" and len(item.values) > 1
+            kind = "repeat_one" if several else "repeat"
+            by_kind.setdefault(kind, []).append(Told(self._part(item)))
             if topic.nature == "plan":
                 by_kind.setdefault("retract", []).append(Told(item, True))
             if topic.nature == "overwrite" or (topic.nature == "refine" and not item.values):
@@ -336,7 +339,9 @@ class _Bank:
             operation = "DELETE ; ADD" if best.phenomenon == "accumulate" else "ADD"
         elif best.op == "UPDATE" and best.result is not None:
             operation = f"UPDATE {best.result.text}"
-        return f"{self._named([row])} {ARROW} {operation}", f"manage/{best.phenomenon}"
+        # Taught without vice, so that what to do about it is all that is left to reinforcement.
+        known = f" {KNOWN}" if best.phenomenon == "repeat" else ""
+        return f"{self._named([row])}{known} {ARROW} {operation}", f"manage/{best.phenomenon}"
 
 
 _T = TypeVar("_T")

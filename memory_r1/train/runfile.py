@@ -60,8 +60,6 @@ class Sft(Section):
     """Peak rate of Muon, which moves the layers' matrices; decays along a cosine."""
     adam_lr: Positive = 3e-3
     """Peak rate of AdamW, which moves the rest."""
-    restart_at: Natural = 0
-    """Step at which the rates start over, from six tenths of their peaks; 0: never."""
     bf16: bool = True
     """Compute in bfloat16; weights stay in full precision."""
     hidden: Count = 192

@@ -52,9 +52,8 @@ def teach(
             settings.vice_retract,
             settings.vice_overwrite,
         )
-        total, again = run.steps.total, settings.restart_at
         schedule = Schedule(
-            (again, total - again) if 0 < again < total else (total,),
+            run.steps.total,
             settings.tokens_per_step,
             settings.muon_lr,
             settings.adam_lr,

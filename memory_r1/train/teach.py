@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from memory_r1.data.world import WorldWords
 from memory_r1.errors import MemoryR1Error
-from memory_r1.llm.prompting import ARROW
+from memory_r1.llm.prompting import ARROW, KNOWN
 from memory_r1.train.batch import Branch, Packed, Tree, by_tokens, hidden_states, pack
 from memory_r1.train.lessons import Lesson, Teacher, Vice
 
@@ -26,37 +26,20 @@ from memory_r1.train.lessons import Lesson, Teacher, Vice
 class Schedule:
     """How long and how fast.
 
-    cycles: optimizer steps of each cycle. A rate rises for `warmup` steps and falls along a cosine
-    to a fiftieth; every further cycle starts afresh from `again` of the peak.
+    steps: optimizer steps in all. A rate rises for `warmup` steps and falls along a cosine to a
+    fiftieth.
     """
 
-    cycles: tuple[int, ...]
+    steps: int
     tokens_per_step: int
     muon_lr: float
     adam_lr: float
-    again: float = 0.6
     warmup: int = 50
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps in the whole training."""
-        return sum(self.cycles)
-
-    def place(self, step: int) -> tuple[int, float]:
-        """The cycle a step is in, and how much of that cycle is done."""
-        for cycle, length in enumerate(self.cycles):
-            if step < length:
-                return cycle, step / length
-            step -= length
-        return len(self.cycles) - 1, 1.0
 
     def share(self, step: int) -> float:
         """The share of the peak rate at a step."""
-        cycle, done = self.place(step)
-        begun = step - sum(self.cycles[:cycle])
-        peak = self.again if cycle else 1.0
-        cosine = 0.98 * (1 + math.cos(math.pi * done)) / 2
-        return peak * min(1.0, (begun + 1) / self.warmup) * (0.02 + cosine)
+        cosine = 0.98 * (1 + math.cos(math.pi * min(1.0, step / self.steps))) / 2
+        return min(1.0, (step + 1) / self.warmup) * (0.02 + cosine)
 
 
 def tree_of(lesson: Lesson, tokenizer: Any) -> Tree:
@@ -115,10 +98,7 @@ class Teaching:
 
     def step(self, number: int) -> dict[str, float]:
         """Read fresh lessons, move the weights; returns the step's metrics."""
-        cycle, done = self.schedule.place(number)
-        if cycle and not done:  # what the optimizers remember is of the old, slow end
-            self.optimizers = optimizers(self.model, self.schedule)
-        trees = self.read(done if self.curriculum and not cycle else 1.0)
+        trees = self.read(number / self.schedule.steps if self.curriculum else 1.0)
         loss = backward(
             self.model, self.tokenizer, trees, _learned(trees), bf16=self.bf16, micro=self.micro
         )
@@ -180,7 +160,7 @@ def backward(
     doesn't depend on how the trees are split.
     """
     device = next(model.parameters()).device
-    markers = torch.tensor(tokenizer.convert_tokens_to_ids([ARROW, ","]), device=device)
+    markers = torch.tensor(tokenizer.convert_tokens_to_ids([ARROW, KNOWN, ","]), device=device)
     total = torch.zeros((), device=device)
     for members in by_tokens(trees, micro):
         packed = pack([trees[i] for i in members], tokenizer.pad_token_id, device)

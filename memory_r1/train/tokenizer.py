@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from memory_r1.data import story, topics
 from memory_r1.data.words import ONSETS, VOWELS
-from memory_r1.llm.prompting import ARROW, MONTHS
+from memory_r1.llm.prompting import ARROW, KNOWN, MONTHS, NOTHING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -34,7 +34,7 @@ def _sentences() -> list[str]:
     for topic in topics.TOPICS:
         for value in vars(topic).values():
             patterns += [value] if isinstance(value, str) else value
-    patterns += [*MONTHS, "on", "not mentioned", "nothing"]
+    patterns += [*MONTHS, "on", "not mentioned", NOTHING, KNOWN]
     patterns += "extract memory question fact UPDATE DELETE ADD NOOP".split()
     return patterns
 
