@@ -3,10 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from memory_r1.aio import AsyncMemory
     from memory_r1.memory import Memory
 
 __version__ = "0.1.0"
-__all__ = ["Memory", "__version__"]
+__all__ = ["AsyncMemory", "Memory", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -15,4 +16,8 @@ def __getattr__(name: str) -> Any:
         from memory_r1.memory import Memory
 
         return Memory
+    if name == "AsyncMemory":
+        from memory_r1.aio import AsyncMemory
+
+        return AsyncMemory
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,6 +20,8 @@ from memory_r1.types import (
     Noop,
     OpName,
     Owner,
+    Policy,
+    RowState,
     Turn,
     Update,
     as_utc,
@@ -45,6 +47,8 @@ class _Cause:
     quote: str
     happened: tuple[datetime, datetime] | None
     metadata: Mapping[str, Any]
+    expires: datetime | None
+    policy: Policy
 
 
 class Bank:
@@ -62,7 +66,11 @@ class Bank:
         self.embedder = embedder
         self.owner = owner
         self._now = now
-        _check_embedder(store, embedder)
+        check_embedder(store, embedder)
+
+    def now(self) -> datetime:
+        """The moment it is, in UTC."""
+        return as_utc(self._now())
 
     @property
     def index(self) -> Index:
@@ -92,10 +100,44 @@ class Bank:
         """What was believed then, oldest first: the entries as the journal left them."""
         moment = as_utc(moment)
         believed: dict[str, Entry | None] = {
-            row.entry_id: row.after for row in self.journal() if row.at <= moment
+            row.entry_id: row.after
+            for row in self.journal()
+            if row.at <= moment and row.state in ("done", "undone") and row.op != "NOOP"
         }
         current = [entry for entry in believed.values() if entry and not entry.superseded]
         return sorted(current, key=lambda entry: entry.id)
+
+    def valid_at(self, moment: datetime) -> list[Entry]:
+        """What was so then, as far as is known today, oldest first.
+
+        A version tells of the time from when it `happened` to when that ended; where that isn't
+        known, from when it was said to when the next version, or its end, was said.
+        """
+        moment = as_utc(moment)
+        ended = {row.entry_id: self._said(row) for row in self.journal() if row.op == "DELETE"}
+        found: list[Entry] = []
+        for entry in self.entries(superseded=True):
+            versions = self.history(entry.id)
+            last = ended.get(entry.id) if entry.superseded else None
+            ends = [*map(_begins, versions[1:]), last]
+            for version, end in zip(versions, ends, strict=True):
+                if version.happened is not None:
+                    begin, end = version.happened
+                    holds = begin <= moment <= end
+                else:
+                    holds = _begins(version) <= moment and (end is None or moment < end)
+                if holds:
+                    found.append(replace(version, superseded=None))
+        return found
+
+    def _said(self, row: JournalRow) -> datetime:
+        """When the turn behind an operation was said; when it was done, where nothing was said."""
+        if not row.turn_id:
+            return row.at
+        try:
+            return self.store.message(self.owner, row.turn_id).turn.said or row.at
+        except StoreError:  # a bank filled without an outbox
+            return row.at
 
     def apply(
         self,
@@ -109,16 +151,19 @@ class Bank:
         quote: str = "",
         happened: tuple[datetime, datetime] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        expires: datetime | None = None,
+        policy: Policy = "auto",
     ) -> list[JournalRow]:
         """Do all operations in order, or none, with one journal row each.
 
         turn, message_id: what the operations rest on, and the stored message it came as.
-        quote, happened, metadata: kept with every entry written; an update merges metadata.
+        quote, happened, metadata, expires: kept with every entry written; an update merges
+        metadata. policy: what is only proposed, see `approve`.
         UnknownEntry when one names an entry that isn't here or isn't current.
         """
         turn = turn or Turn(speaker="", text="")
         cause = _Cause(
-            at=as_utc(self._now()),
+            at=self.now(),
             turn=turn,
             source=turn.id or message_id,
             message_id=message_id or turn.id,
@@ -128,12 +173,78 @@ class Bank:
             quote=quote,
             happened=happened and (as_utc(happened[0]), as_utc(happened[1])),
             metadata=deepcopy(dict(metadata or {})),
+            expires=expires and as_utc(expires),
+            policy=policy,
         )
         # A model may compute them: before the transaction, which keeps other writers waiting.
         texts = [op.text for op in ops if isinstance(op, Add | Update)]
         vectors = iter(self.embedder.embed(texts) if texts else ())
         with self.store.transaction():
             return [self._apply_one(op, cause, vectors.__next__) for op in ops]
+
+    def proposals(self) -> list[JournalRow]:
+        """What waits for `approve` or `reject`, in order."""
+        return [row for row in self.journal() if row.state == "proposed"]
+
+    def approve(self, journal_id: str) -> JournalRow:
+        """Do what was proposed, from now on; returns the row of the operation.
+
+        StoreError when the row is no waiting proposal, or its entry has been changed since.
+        """
+        with self.store.transaction():
+            proposal = self._proposal(journal_id)
+            if proposal.before != (self._known(proposal.entry_id)):
+                raise StoreError(
+                    f"can't approve {proposal.op} {proposal.id}: entry {proposal.entry_id} has "
+                    "been changed since it was proposed; reject it, and tell the fact again"
+                )
+            now = self.now()
+            after = proposal.after
+            assert after is not None
+            if proposal.op == "DELETE":
+                after = replace(after, superseded=now)
+                vector = self.store.vector(self.owner, after.id)
+            else:
+                after = replace(after, stored=now)
+                vector = self.embedder.embed([after.text])[0]
+            self.store.put(after, vector)
+            self.store.mark(self.owner, proposal.id, "approved")
+            row = replace(proposal, id=new_id(), at=now, after=after, state="done")
+            self.store.add_journal(row)
+            return row
+
+    def reject(self, journal_id: str) -> JournalRow:
+        """Leave undone what was proposed; returns the proposal. StoreError as for `approve`."""
+        with self.store.transaction():
+            proposal = self._proposal(journal_id)
+            self.store.mark(self.owner, proposal.id, "rejected")
+            return replace(proposal, state="rejected")
+
+    def _proposal(self, journal_id: str) -> JournalRow:
+        row = self.store.journal_row(self.owner, journal_id)
+        if row.state != "proposed":
+            raise StoreError(
+                f"{row.op} {row.id} is {row.state}; only what is proposed can be approved or "
+                "rejected, see `proposals`"
+            )
+        return row
+
+    def _known(self, entry_id: str) -> Entry | None:
+        try:
+            return self.get(entry_id)
+        except UnknownEntry:
+            return None
+
+    def undo_since(self, moment: datetime) -> list[JournalRow]:
+        """Take back all that was done from a moment on, the latest first, or nothing."""
+        moment = as_utc(moment)
+        with self.store.transaction():
+            rows = [
+                row
+                for row in self.journal()
+                if row.at >= moment and row.state == "done" and row.op not in ("UNDO", "NOOP")
+            ]
+            return [self.undo(row.id) for row in reversed(rows)]
 
     def undo(self, journal_id: str) -> JournalRow:
         """Restore exactly what was before one operation; returns the UNDO row.
@@ -148,12 +259,12 @@ class Bank:
                 self.store.put(row.before, self._vector(row.before))
             elif row.after is not None:
                 self.store.remove(self.owner, row.entry_id)
-            self.store.mark_undone(self.owner, row.id)
+            self.store.mark(self.owner, row.id, "undone")
             undo = JournalRow(
                 id=new_id(),
                 owner=self.owner,
                 op="UNDO",
-                at=as_utc(self._now()),
+                at=self.now(),
                 entry_id=row.entry_id,
                 before=row.after,
                 after=row.before,
@@ -172,21 +283,27 @@ class Bank:
     ) -> JournalRow:
         match op:
             case Add(text):
-                entry = self._new_entry(text, cause)
-                self.store.put(entry, next_vector())
+                entry, vector = self._new_entry(text, cause), next_vector()
+                if cause.policy == "confirm_all":
+                    return self._write_row("ADD", None, entry, cause, "proposed")
+                self.store.put(entry, vector)
                 return self._write_row("ADD", None, entry, cause)
             case Update(entry_id, text):
-                before = self._current(entry_id)
+                before, vector = self._current(entry_id), next_vector()
                 entry = _next_version(before, text, cause)
-                self.store.put(entry, next_vector())
+                if cause.policy == "confirm_all":
+                    return self._write_row("UPDATE", before, entry, cause, "proposed")
+                self.store.put(entry, vector)
                 return self._write_row("UPDATE", before, entry, cause)
             case Delete(entry_id):
                 before = self._current(entry_id)
                 entry = replace(before, superseded=cause.at)
+                if cause.policy != "auto":
+                    return self._write_row("DELETE", before, entry, cause, "proposed")
                 self.store.put(entry, self.store.vector(self.owner, entry_id))
                 return self._write_row("DELETE", before, entry, cause)
-            case Noop():
-                return self._write_row("NOOP", None, None, cause)
+            case Noop(entry_id):
+                return self._write_row("NOOP", None, None, cause, entry_id=entry_id)
             case _:
                 assert_never(op)
 
@@ -201,6 +318,7 @@ class Bank:
             quote=cause.quote,
             said=cause.turn.said and as_utc(cause.turn.said),
             happened=cause.happened,
+            expires=cause.expires,
             metadata=dict(cause.metadata),
         )
 
@@ -214,20 +332,27 @@ class Bank:
         return entry
 
     def _write_row(
-        self, op: OpName, before: Entry | None, after: Entry | None, cause: _Cause
+        self,
+        op: OpName,
+        before: Entry | None,
+        after: Entry | None,
+        cause: _Cause,
+        state: RowState = "done",
+        entry_id: str = "",
     ) -> JournalRow:
         row = JournalRow(
             id=new_id(),
             owner=self.owner,
             op=op,
             at=cause.at,
-            entry_id=after.id if after else "",
+            entry_id=after.id if after else entry_id,
             before=before,
             after=after,
             turn_id=cause.message_id,
             reason=cause.reason,
             model=cause.model,
             prompt_hash=cause.prompt_hash,
+            state=state,
         )
         self.store.add_journal(row)
         return row
@@ -236,14 +361,17 @@ class Bank:
         """The entry must be as the operation left it: only then is its `before` what was before."""
         if row.undone:
             raise StoreError(f"{row.op} {row.id} is undone already; undo its UNDO row to redo it")
-        if not row.entry_id:
+        if row.state != "done":
+            raise StoreError(f"{row.op} {row.id} was {row.state}, not done: nothing to undo")
+        if row.op == "NOOP":
             return
         try:
             now: Entry | None = self.get(row.entry_id)
         except UnknownEntry:
             now = None
         if now != row.after:
-            in_force = [later for later in self.journal(row.entry_id) if not later.undone]
+            rows = self.journal(row.entry_id)
+            in_force = [later for later in rows if later.state == "done" and later.op != "NOOP"]
             raise StoreError(
                 f"can't undo {row.op} {row.id}: entry {row.entry_id} has been changed since; first "
                 f"undo {in_force[-1].op} {in_force[-1].id} ({in_force[-1].at.isoformat()})"
@@ -282,6 +410,11 @@ def reindex(store: Store, embedder: Embedder) -> int:
     return count
 
 
+def _begins(version: Entry) -> datetime:
+    """When what a version tells began, as far as is known."""
+    return version.happened[0] if version.happened else version.said or version.stored
+
+
 def _next_version(before: Entry, text: str, cause: _Cause) -> Entry:
     """The entry with a new text, resting on its old sources and the new turn."""
     said = cause.turn.said and as_utc(cause.turn.said)
@@ -295,12 +428,13 @@ def _next_version(before: Entry, text: str, cause: _Cause) -> Entry:
         quote=cause.quote or before.quote,
         said=max(filter(None, (before.said, said)), default=None),
         happened=cause.happened or before.happened,
+        expires=cause.expires or before.expires,
         version=before.version + 1,
         metadata={**before.metadata, **cause.metadata},
     )
 
 
-def _check_embedder(store: Store, embedder: Embedder) -> None:
+def check_embedder(store: Store, embedder: Embedder) -> None:
     """Vectors of two embedders can't be compared: a store belongs to the first one it met."""
     name, dimension = store.get_meta("embedder"), store.get_meta("dimension")
     if name is None:

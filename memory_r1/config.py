@@ -6,10 +6,10 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from memory_r1.errors import ConfigError
-from memory_r1.types import Style
+from memory_r1.types import Policy, Style
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,9 @@ class Settings:
     """Earlier turns the extractor is shown, so that it knows what "it" is (instruct only)."""
     redact: bool = True
     """Replace obvious credentials before anything is stored."""
+    policy: Policy = "auto"
+    """auto: operations are done at once; confirm_deletes, confirm_all: DELETE, or whatever changes
+    something, is only proposed and waits for `approve`."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no sense."""
@@ -33,6 +36,10 @@ class Settings:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < least):
                 raise ConfigError(f"setting {name!r} is {value!r}; expected a number from {least}")
+        if self.policy not in get_args(Policy):
+            raise ConfigError(
+                f"setting 'policy' is {self.policy!r}; expected {', '.join(get_args(Policy))}"
+            )
 
     def shown_to_answer(self, style: Style | None) -> int:
         """How many entries an Answer Agent of this style is shown."""

@@ -244,15 +244,30 @@ def decide(
     return parse(completion.text, related, style)
 
 
-def rules(fact: Fact, related: Sequence[Entry]) -> list[MemoryOp]:
-    """The stand-in without a model: what was said before is a NOOP, all else an ADD.
+def known(fact: Fact, related: Sequence[Entry]) -> Entry | None:
+    """The entry that says a fact already, if one does: nobody needs to be asked then.
 
-    Only the same words in the same order by the same speaker are the same: a dog named Rex is
-    not a dog named Max, and nothing that compares meanings alone could tell them apart.
+    Only the same words in the same order by the same speaker are the same (case, punctuation,
+    articles and the date before a whole turn aside): a dog named Rex is not a dog named Max, and
+    nothing that compares meanings alone could tell them apart.
     """
     said = _undated(fact.text)
-    known = any(_undated(entry.text) == said for entry in related)
-    return [Noop()] if known else [Add(fact.text)]
+    return next((entry for entry in related if _undated(entry.text) == said), None)
+
+
+def settled(ops: Sequence[MemoryOp], related: Sequence[Entry]) -> list[MemoryOp]:
+    """The operations, without those that would write what is there: they become a NOOP."""
+    texts = {entry.id: entry.text for entry in related}
+    said: list[MemoryOp] = []
+    for op in ops:
+        match op:
+            case Add(text) if same := known(Fact(text), related):
+                said.append(Noop(same.id))
+            case Update(entry_id, text) if texts.get(entry_id) == text:
+                said.append(Noop(entry_id))
+            case _:
+                said.append(op)
+    return said
 
 
 _DATE = re.compile(r"^\[[^\]]*\] ")

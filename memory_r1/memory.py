@@ -1,269 +1,63 @@
-"""The facade: add, search, ask, history, undo, forget.
-
-`remember` and `respond` are the two ways through the system, written once as conversations:
-`Memory` drives one at a time, training and benchmarks drive hundreds in step.
-"""
+"""The facade: add, search, ask, history, undo, forget."""
 
 from __future__ import annotations
 
 import json
 import os
-import time
-from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Self
 
-from memory_r1 import answer, config, extract, manage, retrieve
+from memory_r1 import audit as auditing
+from memory_r1 import config, extract, retrieve
 from memory_r1.bank import Bank
-from memory_r1.config import Settings
 from memory_r1.embed import Embedder, open_embedder
-from memory_r1.errors import ConfigError, MalformedReply, ModelUnavailable, UnknownEntry
+from memory_r1.errors import ConfigError
 from memory_r1.extract import Messages, Moment
-from memory_r1.llm import LLM, Agents, Conversation, drive
+from memory_r1.filters import Filters, Predicate, predicate
+from memory_r1.llm import LLM, Agents, drive
 from memory_r1.llm.open import open_agents
+from memory_r1.outbox import Outbox
+from memory_r1.remember import AddResult, Usage, remember
+from memory_r1.respond import respond
 from memory_r1.store import Index, Store, new_id, open_store
 from memory_r1.types import (
-    Add,
     Answer,
     Delete,
     Entry,
     Fact,
+    Feedback,
     Hit,
     JournalRow,
-    MemoryOp,
     Message,
     Owner,
     Turn,
     Update,
 )
 
-FactStatus = Literal["stored", "deferred", "failed"]
-
 
 @dataclass(frozen=True)
-class FactResult:
-    """What became of one fact."""
+class Stats:
+    """What is in a memory, and what it took."""
 
-    fact: Fact
-    status: FactStatus
-    """stored: decided and journaled; deferred: kept, `retry` will try again; failed: neither."""
-    error: str = ""
-
-
-@dataclass(frozen=True)
-class AddResult:
-    """What `add` did: operations as journal rows, and the fate of every fact."""
-
-    rows: tuple[JournalRow, ...] = ()
-    facts: tuple[FactResult, ...] = ()
-    message_ids: tuple[str, ...] = ()
-
-    @property
-    def complete(self) -> bool:
-        """True when nothing was deferred and nothing failed."""
-        return all(fact.status == "stored" for fact in self.facts)
-
-    def __add__(self, other: AddResult) -> AddResult:
-        """Both, in order."""
-        return AddResult(
-            self.rows + other.rows, self.facts + other.facts, self.message_ids + other.message_ids
-        )
-
-
-class _Decision(NamedTuple):
-    """What the Memory Manager wants done about some facts of a turn."""
-
-    facts: tuple[Fact, ...]
-    ops: tuple[MemoryOp, ...]
-    model: str
-    prompt_hash: str
-    drafted: tuple[JournalRow, ...] = ()
-    """The rows of the same operations on a fork of the bank."""
-
-
-class _Outcome(NamedTuple):
-    """What was decided, and the facts that were not, with the reason."""
-
-    decisions: list[_Decision]
-    undecided: dict[Fact, str]
-
-
-def remember(
-    bank: Bank,
-    turn: Turn,
-    agents: Agents,
-    settings: Settings,
-    *,
-    message_id: str = "",
-    context: Sequence[Turn] = (),
-    facts: Sequence[Fact] | None = None,
-    done: Collection[str] = (),
-    metadata: Mapping[str, Any] | None = None,
-) -> Conversation[AddResult]:
-    """Read a turn and let the Memory Manager edit the bank, all or nothing.
-
-    message_id: the stored message of this turn, whose state is kept; without one nothing can be
-    deferred, only fail. facts: those of the turn, when they are known already. done: texts of
-    facts to skip. metadata: kept with the entries. What a model's malformed reply or absence left
-    undone is in the result.
-    """
-    try:
-        if facts is None:
-            facts = yield from _facts(turn, agents.extract, context)
-    except (MalformedReply, ModelUnavailable) as error:
-        outcome = _Outcome([], {extract.whole_turn(turn): str(error)})
-    else:
-        left = [fact for fact in facts if fact.text not in done]
-        outcome = yield from _decide(bank, turn, left, agents.manage, settings)
-    return _settle(bank, turn, message_id, outcome, metadata or {})
-
-
-def _facts(turn: Turn, llm: LLM | None, context: Sequence[Turn]) -> Conversation[list[Fact]]:
-    if turn.role not in ("user", "assistant") or not (turn.text or turn.caption):
-        return []  # instructions and tool output are no memories
-    if llm is None:
-        return [extract.whole_turn(turn)]
-    return (yield from extract.facts(turn, llm.style, context))
-
-
-def _decide(
-    bank: Bank,
-    turn: Turn,
-    facts: Sequence[Fact],
-    llm: LLM | None,
-    settings: Settings,
-) -> Conversation[_Outcome]:
-    """Ask the Memory Manager about the facts of one turn.
-
-    An instruct model sees all of them at once. Else they go one by one, each decided on a fork
-    of the bank in which the ones before it are applied.
-    """
-    decisions: list[_Decision] = []
-    undecided: dict[Fact, str] = {}
-    style = llm.style if llm else None
-    batches = [tuple(facts)] if style == "instruct" and facts else [(fact,) for fact in facts]
-    draft = bank.fork() if len(batches) > 1 else bank
-    for batch in batches:
-        try:
-            texts = [fact.text for fact in batch]
-            k = settings.shown_to_manage(style)
-            related = retrieve.related(draft.index, texts, bank.embedder, k=k)
-            if llm is None:
-                decided = _Decision(batch, tuple(manage.rules(batch[0], related)), "rules", "")
-            else:
-                ops = yield from manage.decide(batch, related, llm.style)
-                prompt = manage.render(batch, related, llm.style)
-                decided = _Decision(batch, tuple(ops), llm.name, prompt.hash)
-            if draft is not bank:
-                decided = decided._replace(drafted=tuple(draft.apply(decided.ops, turn=turn)))
-            decisions.append(decided)
-        except MalformedReply as error:
-            undecided |= dict.fromkeys(batch, str(error))
-        except ModelUnavailable as error:  # nor will it be there for the facts that follow
-            taken = {fact for decision in decisions for fact in decision.facts}
-            rest = [fact for fact in facts if fact not in taken and fact not in undecided]
-            undecided |= dict.fromkeys(rest, str(error))
-            break
-    return _Outcome(decisions, undecided)
-
-
-def _settle(
-    bank: Bank, turn: Turn, message_id: str, outcome: _Outcome, metadata: Mapping[str, Any]
-) -> AddResult:
-    """Apply all decisions and set the message's state, in one transaction."""
-    decisions, undecided = outcome
-    try:
-        # The embedder may be slow: its vectors are cached before other writers have to wait.
-        ops = [op for decision in decisions for op in decision.ops]
-        bank.embedder.embed([op.text for op in ops if isinstance(op, Add | Update)])
-        with bank.store.transaction():
-            rows = _apply(bank, turn, message_id, decisions, metadata)
-            _set_state(bank, message_id, undecided)
-    except (UnknownEntry, ModelUnavailable) as error:
-        # Meanwhile another process changed an entry, or the embedder went away.
-        every = {fact: str(error) for decision in decisions for fact in decision.facts}
-        undecided, decisions, rows = every | undecided, [], []
-        _set_state(bank, message_id, undecided)
-    stored = [FactResult(fact, "stored") for decision in decisions for fact in decision.facts]
-    left: FactStatus = "deferred" if message_id else "failed"
-    lost = [FactResult(fact, left, error) for fact, error in undecided.items()]
-    return AddResult(tuple(rows), (*stored, *lost), (message_id,) if message_id else ())
-
-
-def _apply(
-    bank: Bank,
-    turn: Turn,
-    message_id: str,
-    decisions: Sequence[_Decision],
-    metadata: Mapping[str, Any],
-) -> list[JournalRow]:
-    """Apply decisions in order; entries that were new on the draft get the ids they have here."""
-    ids: dict[str, str] = {}
-    rows: list[JournalRow] = []
-    for decision in decisions:
-        applied = bank.apply(
-            [_renamed(op, ids) for op in decision.ops],
-            turn=turn,
-            message_id=message_id,
-            reason=" ; ".join(fact.text for fact in decision.facts),
-            model=decision.model,
-            prompt_hash=decision.prompt_hash,
-            quote=decision.facts[0].quote if len(decision.facts) == 1 else "",
-            metadata=metadata,
-        )
-        for drafted, row in zip(decision.drafted, applied, strict=False):
-            ids[drafted.entry_id] = row.entry_id
-        rows += applied
-    return rows
-
-
-def _renamed(op: MemoryOp, ids: Mapping[str, str]) -> MemoryOp:
-    match op:
-        case Update(entry_id) | Delete(entry_id) if entry_id in ids:
-            return replace(op, entry_id=ids[entry_id])
-    return op
-
-
-def _set_state(bank: Bank, message_id: str, undecided: Mapping[Fact, str]) -> None:
-    if message_id:
-        error = next(iter(undecided.values()), "")
-        bank.store.set_message(bank.owner, message_id, "deferred" if error else "done", error)
-
-
-def respond(
-    bank: Bank,
-    question: str,
-    agents: Agents,
-    settings: Settings,
-    *,
-    asked: datetime | None = None,
-) -> Conversation[Answer]:
-    """Find entries, let the Answer Agent choose among them and answer from those it kept."""
-    llm = agents.answer
-    began = time.perf_counter()
-    hits = retrieve.search(
-        bank.index,
-        question,
-        bank.embedder,
-        k=settings.shown_to_answer(llm.style if llm else None),
-        per_speaker=settings.per_speaker,
-    )
-    entries = sorted((hit.entry for hit in hits), key=lambda entry: (_said(entry), entry.id))
-    found = time.perf_counter()
-    if llm is None:
-        said = answer.rules(question, hits)
-    else:
-        said = yield from answer.reply(question, entries, llm.style, asked=asked)
-    seconds = {"search": found - began, "answer": time.perf_counter() - found}
-    model = llm.name if llm else "rules"
-    return replace(said, retrieved=tuple(entries), model=model, latency=seconds)
-
-
-def _said(entry: Entry) -> datetime:
-    return entry.said or entry.stored
+    owners: int = 0
+    entries: int = 0
+    """Current ones, also those that have expired."""
+    superseded: int = 0
+    operations: Mapping[str, int] = field(default_factory=dict)
+    """Journal rows by operation; proposals and UNDO count as what they are."""
+    proposals: int = 0
+    """Operations that wait for `approve` or `reject`."""
+    messages: Mapping[str, int] = field(default_factory=dict)
+    """By state: done, pending, working, deferred."""
+    feedback: int = 0
+    usage: Usage = Usage()
+    """All that adding took: calls, tokens, embeddings."""
+    per_add: Mapping[str, float] = field(default_factory=dict)
+    """The same per message."""
 
 
 class Memory:
@@ -271,7 +65,7 @@ class Memory:
 
     store: a path, a URL, or a Store (see `open_store`). llm: None for rules, a name (see
     `open_agents`), an LLM, or Agents. embedder: a name (see `open_embedder`) or an Embedder.
-    Further keywords are the fields of `Settings`.
+    Further keywords are the fields of `Settings`. Threads may share it.
 
     >>> with Memory("memory.db", llm="tiny") as memory:
     ...     memory.add("I adopted a dog, Rex", user_id="ann")
@@ -296,6 +90,7 @@ class Memory:
         self.store = open_store(store) if isinstance(store, str | os.PathLike) else store
         self._now = now
         self._recent: dict[Owner, deque[Turn]] = {}
+        self._outbox = Outbox(self.store, now, self._remember)
 
     def __enter__(self) -> Self:
         """Use it in a `with` block, which closes it."""
@@ -311,15 +106,15 @@ class Memory:
         self.close()
 
     def close(self) -> None:
-        """Close the store."""
+        """Finish the background add in hand and close the store; what waits there stays there."""
+        self._outbox.close()
         self.store.close()
 
     def bank(self, user_id: str, agent_id: str = "", run_id: str = "") -> Bank:
         """The bank of one owner; ConfigError without a user_id."""
-        if not user_id or not isinstance(user_id, str):
-            raise ConfigError(f"whose memory? Expected user_id to be a name, got {user_id!r}")
-        owner = Owner(user_id, agent_id, run_id)
-        return Bank(self.store, self.embedder, owner, now=self._now)
+        return Bank(self.store, self.embedder, _owner(user_id, agent_id, run_id), now=self._now)
+
+    # Remember
 
     def add(
         self,
@@ -331,25 +126,49 @@ class Memory:
         timestamp: Moment | None = None,
         speaker: str = "",
         metadata: Mapping[str, Any] | None = None,
+        expires: Moment | None = None,
+        infer: bool = True,
+        wait: bool = True,
+        dry_run: bool = False,
     ) -> AddResult:
         """Remember what was said.
 
         The messages themselves are kept before any model runs, so that nothing is lost when a
         model fails; see `AddResult`. timestamp: when they were said, now by default; a message's
         own "timestamp" goes first. speaker: who said them, where a message has no "name".
+        expires: from when on what they tell is out of date and not found any more. infer: False
+        keeps each message as one entry, word for word, and asks no model. wait: False returns as
+        soon as the messages are safe, and processes them in the background; see `flush`.
+        dry_run: tell what would be done, and keep nothing.
         """
         bank = self.bank(user_id, agent_id, run_id)
         now = self._now()
         said = now if timestamp is None else extract.moment_of(timestamp)
-        turns = map(self._redacted, extract.turns_of(messages, said, speaker))
+        until = None if expires is None else extract.moment_of(expires)
         kept = _json(metadata or {})
-        received = [Message(new_id(), bank.owner, turn, now, metadata=kept) for turn in turns]
+        received = [
+            Message(new_id(), bank.owner, self._redacted(turn), now, metadata=kept, expires=until)
+            for turn in extract.turns_of(messages, said, speaker)
+        ]
+        if dry_run:
+            fork, result = bank.fork(), AddResult()
+            for message in received:
+                result += self._processed(fork, message.turn, None, infer)
+            return result
+        if wait or not infer:
+            received = [self._outbox.claimed(message) for message in received]
         with self.store.transaction():
             for message in received:
                 self.store.add_message(message)
+        if not wait and infer:
+            self._outbox.submit(bank.owner)
+            return AddResult(message_ids=tuple(m.id for m in received), pending=bool(received))
         result = AddResult()
         for message in received:
-            result += self._remember(bank, message)
+            if infer:
+                result += self._outbox.process(message)
+            else:
+                result += self._processed(bank, message.turn, message, infer)
         return result
 
     def _redacted(self, turn: Turn) -> Turn:
@@ -358,34 +177,47 @@ class Memory:
         text, caption = extract.redact(turn.text), extract.redact(turn.caption)
         return replace(turn, text=text, caption=caption)
 
-    def _remember(self, bank: Bank, message: Message, done: Collection[str] = ()) -> AddResult:
+    def _remember(self, message: Message) -> AddResult:
+        """Process a claimed message."""
+        owner = message.owner
+        bank = Bank(self.store, self.embedder, owner, now=self._now)
+        return self._processed(bank, message.turn, message, infer=True)
+
+    def _processed(self, bank: Bank, turn: Turn, message: Message | None, infer: bool) -> AddResult:
         recent = self._recent.setdefault(bank.owner, deque(maxlen=self.settings.context))
+        agents = self.agents if infer else Agents()
+        done: set[str] = set()
+        if message and message.error:  # an earlier try has done a part
+            rows = self.store.journal(bank.owner)
+            done = {row.reason for row in rows if row.turn_id == message.id and not row.undone}
         conversation = remember(
             bank,
-            message.turn,
-            self.agents,
+            turn,
+            agents,
             self.settings,
-            message_id=message.id,
+            message=message,
             context=tuple(recent),
+            facts=None if infer else _verbatim(turn),
             done=done,
-            metadata=message.metadata,
         )
-        recent.append(message.turn)
-        return drive([conversation], self.agents)[0]
+        if message:
+            recent.append(turn)
+        return drive([conversation], agents)[0]
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait for the background adds of this object.
+
+        timeout: seconds, then StoreError. Raises what a background add raised; its message is
+        deferred then.
+        """
+        self._outbox.flush(timeout)
 
     def retry(self, user_id: str, *, agent_id: str = "", run_id: str = "") -> AddResult:
-        """Process what was deferred, and what a process that died left pending."""
-        bank = self.bank(user_id, agent_id, run_id)
-        abandoned = self._now() - timedelta(minutes=10)
-        pending = self.store.messages(bank.owner, "pending")
-        messages = self.store.messages(bank.owner, "deferred")
-        messages += [message for message in pending if message.received < abandoned]
-        journal = self.store.journal(bank.owner) if messages else []
-        result = AddResult()
-        for message in sorted(messages, key=lambda message: message.id):
-            done = {row.reason for row in journal if row.turn_id == message.id}
-            result += self._remember(bank, message, done)
-        return result
+        """Process what was deferred, and what a process that died left behind."""
+        owner = self.bank(user_id, agent_id, run_id).owner
+        return self._outbox.drain(owner, deferred=True)
+
+    # Find
 
     def search(
         self,
@@ -395,17 +227,41 @@ class Memory:
         agent_id: str = "",
         run_id: str = "",
         k: int = 10,
+        filters: Filters | None = None,
         as_of: Moment | None = None,
+        valid_at: Moment | None = None,
+        explain: bool = False,
     ) -> list[Hit]:
         """The k entries that fit a query best, best first.
 
-        as_of: search what was believed at that moment.
+        filters: see `memory_r1.filters`. as_of: search what was believed at that moment.
+        valid_at: search what was so at that moment, as far as is known today. explain: say in
+        `Hit.signals` what each reason adds to the score.
         """
         if k < 1:
             raise ConfigError(f"k is {k}; expected at least 1")
         bank = self.bank(user_id, agent_id, run_id)
-        index = bank.index if as_of is None else _index_of(bank, extract.moment_of(as_of))
-        return retrieve.search(index, query, self.embedder, k=k)
+        index, where = self._looked_at(bank, filters, as_of, valid_at)
+        return retrieve.search(index, query, self.embedder, k=k, where=where, explain=explain)
+
+    def context(
+        self,
+        query: str,
+        *,
+        user_id: str,
+        agent_id: str = "",
+        run_id: str = "",
+        k: int = 10,
+        filters: Filters | None = None,
+    ) -> str:
+        """The memories that fit a query, as quoted data to put into a prompt of your own.
+
+        A message that repeats the block is remembered without it.
+        """
+        hits = self.search(
+            query, user_id=user_id, agent_id=agent_id, run_id=run_id, k=k, filters=filters
+        )
+        return extract.recalled([hit.entry for hit in hits]) if hits else ""
 
     def ask(
         self,
@@ -417,11 +273,14 @@ class Memory:
         k: int | None = None,
         per_speaker: int | None = None,
         asked: Moment | None = None,
+        filters: Filters | None = None,
+        as_of: Moment | None = None,
+        valid_at: Moment | None = None,
     ) -> Answer:
         """Answer from memory and name the entries the answer rests on.
 
         k, per_speaker: see `Settings`. asked: when the question is asked, for "how long ago".
-        Raises ModelUnavailable.
+        filters, as_of, valid_at: see `search`. Raises ModelUnavailable.
         """
         settings = replace(
             self.settings,
@@ -430,35 +289,102 @@ class Memory:
         )
         moment = None if asked is None else extract.moment_of(asked)
         bank = self.bank(user_id, agent_id, run_id)
-        conversation = respond(bank, question, self.agents, settings, asked=moment)
+        index, where = self._looked_at(bank, filters, as_of, valid_at)
+        conversation = respond(
+            bank, question, self.agents, settings, asked=moment, index=index, where=where
+        )
         return drive([conversation], self.agents)[0]
+
+    def _looked_at(
+        self, bank: Bank, filters: Filters | None, as_of: Moment | None, valid_at: Moment | None
+    ) -> tuple[Index, Predicate]:
+        """The entries to search in, and which of them may be found."""
+        if as_of is not None and valid_at is not None:
+            raise ConfigError("search with as_of (what was believed) or valid_at (what was so)")
+        wanted = predicate(filters)
+        if as_of is not None:
+            moment = extract.moment_of(as_of)
+            index = _index_of(bank, bank.as_of(moment))
+        elif valid_at is not None:
+            moment = extract.moment_of(valid_at)
+            index = _index_of(bank, bank.valid_at(moment))
+        else:
+            moment, index = bank.now(), bank.index
+
+        def where(entry: Entry) -> bool:
+            alive = entry.expires is None or entry.expires > moment
+            return alive and (wanted is None or wanted(entry))
+
+        return index, where
 
     def get(self, entry_id: str, *, user_id: str, agent_id: str = "", run_id: str = "") -> Entry:
         """An entry, current or superseded; UnknownEntry."""
         return self.bank(user_id, agent_id, run_id).get(entry_id)
 
     def list(
-        self, *, user_id: str, agent_id: str = "", run_id: str = "", superseded: bool = False
+        self,
+        *,
+        user_id: str,
+        agent_id: str = "",
+        run_id: str = "",
+        filters: Filters | None = None,
+        superseded: bool = False,
+        limit: int | None = None,
+        offset: int = 0,
     ) -> Entries:
-        """All current entries, oldest first; the superseded ones too when asked."""
-        owner = self.bank(user_id, agent_id, run_id).owner
-        return self.store.entries(owner, superseded)
+        """The current entries, oldest first; the superseded and expired ones too when asked.
+
+        filters: see `memory_r1.filters`. limit, offset: a page of them.
+        """
+        if offset < 0 or (limit is not None and limit < 0):
+            raise ConfigError(f"limit is {limit}, offset {offset}; expected numbers from 0")
+        bank = self.bank(user_id, agent_id, run_id)
+        wanted, now = predicate(filters), bank.now()
+        found = [
+            entry
+            for entry in bank.entries(superseded)
+            if (superseded or entry.expires is None or entry.expires > now)
+            and (wanted is None or wanted(entry))
+        ]
+        return found[offset : None if limit is None else offset + limit]
+
+    # Correct
 
     def update(
-        self, entry_id: str, text: str, *, user_id: str, agent_id: str = "", run_id: str = ""
+        self,
+        entry_id: str,
+        text: str | None = None,
+        *,
+        user_id: str,
+        agent_id: str = "",
+        run_id: str = "",
+        metadata: Mapping[str, Any] | None = None,
+        expires: Moment | None = None,
     ) -> JournalRow:
-        """Change by hand what an entry says; UnknownEntry."""
+        """Change by hand what an entry says, or what is kept with it; UnknownEntry.
+
+        metadata is merged into what is there.
+        """
+        bank = self.bank(user_id, agent_id, run_id)
+        if text is None and metadata is None and expires is None:
+            raise ConfigError("what should change? Give a text, metadata or expires")
+        if text is None:
+            text = bank.get(entry_id).text
         if not text.strip():
             raise ConfigError("the new text is empty; use delete to remove an entry")
-        bank = self.bank(user_id, agent_id, run_id)
-        return bank.apply([Update(entry_id, text)], turn=None, reason="by hand")[0]
+        return bank.apply(
+            [Update(entry_id, text)],
+            reason="by hand",
+            metadata=_json(metadata or {}),
+            expires=None if expires is None else extract.moment_of(expires),
+        )[0]
 
     def delete(
         self, entry_id: str, *, user_id: str, agent_id: str = "", run_id: str = ""
     ) -> JournalRow:
         """Take an entry out of search by hand; its history stays. UnknownEntry."""
         bank = self.bank(user_id, agent_id, run_id)
-        return bank.apply([Delete(entry_id)], turn=None, reason="by hand")[0]
+        return bank.apply([Delete(entry_id)], reason="by hand")[0]
 
     def history(
         self, entry_id: str, *, user_id: str, agent_id: str = "", run_id: str = ""
@@ -479,10 +405,63 @@ class Memory:
         return self.store.journal(owner, entry_id)
 
     def undo(
+        self,
+        target: str = "",
+        *,
+        since: Moment | None = None,
+        user_id: str,
+        agent_id: str = "",
+        run_id: str = "",
+    ) -> Rows:
+        """Take back one operation, the last one on an entry, or all since a moment; exactly.
+
+        target: the id of a journal row or of an entry. Returns the UNDO rows, the latest operation
+        first. StoreError when a later operation touched the entry, or there is nothing to undo.
+        """
+        bank = self.bank(user_id, agent_id, run_id)
+        if (since is None) == (not target):
+            raise ConfigError("what to undo? Give the id of an operation or an entry, or since=")
+        if since is not None:
+            return bank.undo_since(extract.moment_of(since))
+        rows = [row for row in bank.journal(target) if row.state == "done" and row.op != "NOOP"]
+        return [bank.undo(rows[-1].id if rows else target)]
+
+    def proposals(self, *, user_id: str, agent_id: str = "", run_id: str = "") -> Rows:
+        """Operations that wait for approval (setting `policy`), in order."""
+        return self.bank(user_id, agent_id, run_id).proposals()
+
+    def approve(
         self, journal_id: str, *, user_id: str, agent_id: str = "", run_id: str = ""
     ) -> JournalRow:
-        """Take one operation back, exactly; StoreError when a later one touched its entry."""
-        return self.bank(user_id, agent_id, run_id).undo(journal_id)
+        """Do what was proposed; StoreError when its entry has been changed since."""
+        return self.bank(user_id, agent_id, run_id).approve(journal_id)
+
+    def reject(
+        self, journal_id: str, *, user_id: str, agent_id: str = "", run_id: str = ""
+    ) -> JournalRow:
+        """Leave undone what was proposed; it stays in the journal as rejected."""
+        return self.bank(user_id, agent_id, run_id).reject(journal_id)
+
+    def feedback(
+        self,
+        answer: Answer,
+        right: bool,
+        *,
+        user_id: str,
+        agent_id: str = "",
+        run_id: str = "",
+        correct: str = "",
+    ) -> Feedback:
+        """Keep whether an answer of `ask` was right, and what would have been; for training."""
+        if not answer.question:
+            raise ConfigError("feedback is on an answer of `ask`; this one has no question")
+        owner = self.bank(user_id, agent_id, run_id).owner
+        used = tuple(entry.id for entry in answer.used)
+        said = Feedback(
+            *(new_id(), owner, self._now(), answer.question, answer.text, right, correct, used)
+        )
+        self.store.add_feedback(said)
+        return said
 
     def forget(self, user_id: str, *, agent_id: str = "", run_id: str = "") -> dict[str, int]:
         """Erase everything about an owner for good; how much of what is the receipt."""
@@ -490,14 +469,63 @@ class Memory:
         self._recent.pop(owner, None)
         return self.store.forget(owner)
 
+    # Look after
+
+    def stats(self, user_id: str | None = None) -> Stats:
+        """What is in the store, or of one user, and what adding it took."""
+        entries = superseded = feedback = 0
+        operations: Counter[str] = Counter()
+        states: Counter[str] = Counter()
+        usage = Usage()
+        proposals = 0
+        owners = self.store.owners(user_id)
+        for owner in owners:
+            every = self.store.entries(owner, superseded=True)
+            entries += sum(entry.superseded is None for entry in every)
+            superseded += sum(entry.superseded is not None for entry in every)
+            journal = self.store.journal(owner)
+            operations.update(row.op for row in journal)
+            proposals += sum(row.state == "proposed" for row in journal)
+            messages = self.store.messages(owner)
+            states.update(message.state for message in messages)
+            for message in messages:
+                usage += Usage(**message.usage)
+            feedback += len(self.store.feedback(owner))
+        adds = states.total()
+        per_add = {name: n / adds for name, n in asdict(usage).items()} if adds else {}
+        return Stats(
+            *(len(owners), entries, superseded, dict(operations), proposals, dict(states)),
+            *(feedback, usage, per_add),
+        )
+
+    def audit(self, *, user_id: str, agent_id: str = "", run_id: str = "") -> auditing.Audit:
+        """What is doubtful in the content: duplicates, what expired, what no turn supports."""
+        return auditing.audit(self.bank(user_id, agent_id, run_id))
+
+    def check(self) -> tuple[str, ...]:
+        """What is broken in the store, a line each; none when all invariants hold."""
+        return auditing.check(self.store)
+
 
 Entries = list[Entry]
 Rows = list[JournalRow]
 
 
-def _index_of(bank: Bank, moment: datetime) -> Index:
-    """What was believed at a moment, to search in."""
-    entries = bank.as_of(moment)
+def _owner(user_id: str, agent_id: str, run_id: str) -> Owner:
+    for name, value in (("user_id", user_id), ("agent_id", agent_id), ("run_id", run_id)):
+        if not isinstance(value, str):
+            raise ConfigError(f"whose memory? Expected {name} to be a name, got {value!r:.80}")
+    if not user_id:
+        raise ConfigError("whose memory? Expected user_id to be a name, got ''")
+    return Owner(user_id, agent_id, run_id)
+
+
+def _verbatim(turn: Turn) -> list[Fact]:
+    return [Fact(turn.text, turn.text)] if turn.text.strip() else []
+
+
+def _index_of(bank: Bank, entries: Entries) -> Index:
+    """Some versions of entries, to search in."""
     index = Index()
     for entry, vector in zip(
         entries, bank.embedder.embed([entry.text for entry in entries]), strict=True

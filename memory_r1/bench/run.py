@@ -27,7 +27,8 @@ from memory_r1.data import Dialogue, Question, Split, load, scored
 from memory_r1.embed import Embedder, open_embedder
 from memory_r1.errors import ConfigError, DataError
 from memory_r1.llm import Conversation, drive, strictly
-from memory_r1.memory import remember, respond
+from memory_r1.remember import remember
+from memory_r1.respond import respond
 from memory_r1.store import new_id, open_store
 from memory_r1.types import JournalRow, Message, Owner
 
@@ -225,7 +226,7 @@ def _build(dialogue: Dialogue, bank: Bank, now: _Run) -> Conversation[None]:
                     turn,
                     now.system.agents,
                     now.settings,
-                    message_id=message.id,
+                    message=message,
                     context=context,
                 )
             )

@@ -85,6 +85,8 @@ class Dialogue:
     observations: tuple[Observation, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
     """World files: the generator's own notes, under "world"."""
+    own_split: Split | None = None
+    """The part its file puts it in; None: by its id."""
 
     @property
     def turns(self) -> tuple[Turn, ...]:
@@ -94,7 +96,7 @@ class Dialogue:
     @property
     def split(self) -> Split:
         """Which part of the benchmark it belongs to."""
-        return split_of(self.id)
+        return self.own_split or split_of(self.id)
 
 
 @dataclass(frozen=True)
@@ -151,15 +153,20 @@ def load(
 ) -> list[Dialogue]:
     """Read a benchmark file.
 
-    format: "locomo" (which the world's files are too); None looks at the file.
+    format: "locomo" (which the world's files are too) or "jsonl" (docs/data.md); None looks at
+    the file.
     report: receives the irregularities met; None drops them.
     Raises DataError when the file is missing, is something else, or a record can't be mended.
     """
-    from memory_r1.data import locomo
+    from memory_r1.data import jsonl, locomo
 
-    if format not in (None, "locomo"):
-        raise DataError(f"unknown data format {format!r}; known: 'locomo'")
-    return locomo.load(Path(path), Report() if report is None else report)
+    path, report = Path(path), Report() if report is None else report
+    match format or ("jsonl" if jsonl.fits(path) else "locomo"):
+        case "jsonl":
+            return jsonl.load(path, report)
+        case "locomo":
+            return locomo.load(path, report)
+    raise DataError(f"unknown data format {format!r}; known: 'locomo', 'jsonl'")
 
 
 def describe(path: str | Path, format: str | None = None) -> dict[str, Any]:

@@ -14,12 +14,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import httpx
 
 from memory_r1.errors import ConfigError, MissingExtra, ModelUnavailable
+from memory_r1.llm.usage import Usage
 from memory_r1.types import Completion, Prompt, Style
+
+if TYPE_CHECKING:
+    from memory_r1.llm.guide import Grammar
 
 STYLE_FILE = "memory_r1.json"
 """Next to config.json: how the model's prompts are written, {"style": "compact"}."""
@@ -41,6 +45,14 @@ T = TypeVar("T")
 class _Loaded(NamedTuple):
     model: Any
     tokenizer: Any
+
+
+class _Asked(NamedTuple):
+    """What a greedy reply depends on, the weights apart."""
+
+    prompt: bytes
+    max_tokens: int
+    schema: str
 
 
 class LocalLLM:
@@ -68,7 +80,7 @@ class LocalLLM:
         name: str | None = None,
         seed: int = 0,
     ) -> None:
-        for package in ("torch", "transformers"):
+        for package in ("torch", "transformers", "llguidance"):
             if importlib.util.find_spec(package) is None:
                 raise MissingExtra(f"running the model {path_or_id} here", package, "train")
         self.path = str(Path(path_or_id).expanduser() if _is_path(path_or_id) else path_or_id)
@@ -77,10 +89,11 @@ class LocalLLM:
         self.style: Style = style or _style_of(self.path) or _style_of(self._base) or "instruct"
         self.cache_hits = 0
         """Replies at temperature 0 that were known already."""
+        self.usage = Usage()
         self._device, self._dtype = device, dtype
         self._seed, self._seeds = seed, random.Random(seed)
         self._held: _Loaded | None = None
-        self._known: OrderedDict[tuple[bytes, int], Completion] = OrderedDict()
+        self._known: OrderedDict[_Asked, Completion] = OrderedDict()
         # While it samples, the model's attention is exchanged: one thread at a time.
         self._lock = threading.RLock()
 
@@ -94,19 +107,21 @@ class LocalLLM:
     ) -> list[Completion]:
         """One completion per prompt, in order; equal greedy ones are computed once per instance.
 
-        `schema` is not enforced: the parsers judge the reply. Raises ModelUnavailable when a
-        prompt and its reply don't fit the model's context; nothing is cut.
+        An instruct model can't leave the schema, where `obeys_schemas`; compact replies are no
+        JSON. Raises ModelUnavailable when a prompt and its reply don't fit the model's context;
+        nothing is cut.
         """
         if self.style == "compact":
-            max_tokens = min(max_tokens, LONGEST_COMPACT_REPLY)
+            max_tokens, schema = min(max_tokens, LONGEST_COMPACT_REPLY), None
         with self._lock:
             if temperature > 0:
-                return self._write(prompts, max_tokens, temperature)
-            keys = [(_digest(prompt), max_tokens) for prompt in prompts]
+                return self._write(prompts, max_tokens, temperature, schema)
+            form = json.dumps(schema, sort_keys=True)
+            keys = [_Asked(_digest(prompt), max_tokens, form) for prompt in prompts]
             fresh = {key: prompt for key, prompt in zip(keys, prompts, strict=True)}
             known = {key: self._known[key] for key in fresh if key in self._known}
             new = [key for key in fresh if key not in known]
-            replies = self._write([fresh[key] for key in new], max_tokens, 0.0)
+            replies = self._write([fresh[key] for key in new], max_tokens, 0.0, schema)
             known |= zip(new, replies, strict=True)
             self.cache_hits += len(prompts) - len(new)
             self._remember(known)
@@ -184,8 +199,26 @@ class LocalLLM:
         stop = next((i for i, token in enumerate(ids) if token in self.end_ids), len(ids))
         return str(self.tokenizer.decode(list(ids[:stop]), skip_special_tokens=True))
 
+    @property
+    def obeys_schemas(self) -> bool:
+        """Whether replies are held to their JSON schema: it takes a tokenizer of a known kind."""
+        return self._grammar is not None
+
+    @cached_property
+    def _grammar(self) -> Grammar | None:
+        if self.style == "compact":
+            return None
+        from memory_r1.llm.guide import grammar_of
+
+        vocabulary = self.model.config.get_text_config().vocab_size
+        return grammar_of(self.tokenizer, vocabulary, self.end_ids)
+
     def _write(
-        self, prompts: Sequence[Prompt], max_tokens: int, temperature: float
+        self,
+        prompts: Sequence[Prompt],
+        max_tokens: int,
+        temperature: float,
+        schema: Mapping[str, Any] | None,
     ) -> list[Completion]:
         if not prompts:
             return []
@@ -200,11 +233,15 @@ class LocalLLM:
             temperature=temperature,
             end=self.end_ids,
             seed=self._seeds.getrandbits(63),
+            guides=self._grammar.guides(schema) if schema and self._grammar else None,
         )
-        return [
+        completions = [
             Completion(self.decode(reply.ids), len(ids), len(reply.ids), reply.finished)
             for ids, (reply,) in zip(encoded, replies, strict=True)
         ]
+        for completion in completions:
+            self.usage.count(completion)
+        return completions
 
     def _check_room(self, longest: int, max_tokens: int) -> None:
         """ModelUnavailable, not ConfigError: a turn that doesn't fit is kept and deferred, and
@@ -216,7 +253,7 @@ class LocalLLM:
                 "k, per_speaker, related), or use a model with a longer context"
             )
 
-    def _remember(self, replies: Mapping[tuple[bytes, int], Completion]) -> None:
+    def _remember(self, replies: Mapping[_Asked, Completion]) -> None:
         for key, reply in replies.items():
             self._known[key] = reply
             self._known.move_to_end(key)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import get_args
+from urllib.parse import parse_qsl
 
 from memory_r1.errors import ConfigError, DataError
 from memory_r1.llm import LLM, Agents, Role
+from memory_r1.llm.rate import RateLimit
 
 BUNDLED = ("tiny", "tiny-base")
 """The models inside this package."""
@@ -26,6 +30,9 @@ def open_agents(name: str | None) -> Agents:
     "openai:MODEL"            an OpenAI-compatible service (OPENAI_BASE_URL, OPENAI_API_KEY)
     "http://HOST/v1#MODEL"    the same, at this URL
     anything else             a model id of Hugging Face, run here
+
+    A service is asked at most MEMORY_R1_RPM times and for MEMORY_R1_TPM tokens per minute, where
+    these are set; "http://HOST/v1?rpm=60&tpm=100000#MODEL" says it for one URL.
 
     Raises ConfigError for a name that cannot be meant, DataError for an unusable `agents.json`,
     ModelUnavailable when the model can't be loaded, MissingExtra when that needs torch.
@@ -70,7 +77,34 @@ def _open_service(model: str, url: str) -> LLM:
     from memory_r1.llm.openai import OpenAILLM
 
     key = os.environ.get("OPENAI_API_KEY", "")
-    return OpenAILLM(model, base_url=url or "https://api.openai.com/v1", api_key=key)
+    base, _, query = (url or "https://api.openai.com/v1").partition("?")
+    return OpenAILLM(model, base_url=base, api_key=key, limit=_limit(base.rstrip("/"), query))
+
+
+_LIMITS = {"rpm": "MEMORY_R1_RPM", "tpm": "MEMORY_R1_TPM"}
+
+
+def _limit(url: str, query: str) -> RateLimit | None:
+    """The limit of a service from its URL's query, else from the environment."""
+    given = dict(parse_qsl(query, keep_blank_values=True))
+    if unknown := given.keys() - _LIMITS.keys():
+        raise ConfigError(
+            f"unknown setting {min(unknown)!r} in {url}?{query}; expected rpm (requests per "
+            "minute) or tpm (tokens per minute)"
+        )
+    numbers: list[int | None] = []
+    for name, variable in _LIMITS.items():
+        value = given.get(name, os.environ.get(variable, ""))
+        if (value or name in given) and not re.fullmatch(r"[1-9][0-9]{0,11}", value):
+            raise ConfigError(f"{name} ({variable}) is {value!r}; expected a number from 1")
+        numbers.append(int(value) if value else None)
+    return _limit_of(url, *numbers) if any(numbers) else None
+
+
+@cache
+def _limit_of(url: str, requests: int | None, tokens: int | None) -> RateLimit:
+    """One limit for all models of a service, however often they are opened."""
+    return RateLimit(requests, tokens)
 
 
 def _open_run(folder: Path) -> Agents:

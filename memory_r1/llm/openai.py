@@ -11,6 +11,8 @@ from typing import Any
 import httpx
 
 from memory_r1.errors import ModelUnavailable
+from memory_r1.llm.rate import RateLimit, Sent
+from memory_r1.llm.usage import Usage
 from memory_r1.types import Completion, Prompt, Style
 
 _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
@@ -37,16 +39,24 @@ class OpenAILLM:
         timeout: float = 120.0,
         retries: int = 4,
         concurrency: int = 8,
+        limit: RateLimit | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """timeout: seconds for one reply; retries: further attempts; sleep: waits that long."""
+        """timeout: seconds for one reply; retries: further attempts; sleep: waits that long.
+
+        limit: of requests and tokens per minute, repeated attempts included.
+        """
         self.name = model
         self.style = style
         self.base_url = base_url.rstrip("/")
+        self.usage = Usage()
+        self.refused: frozenset[str] = frozenset()
+        """What this server has turned out not to take: of response_format (a JSON schema),
+        temperature and max_tokens."""
         self._retries = retries
+        self._limit = limit
         self._sleep = sleep
         self._key = api_key
-        self._refused: frozenset[str] = frozenset()
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="memory-r1-llm")
         self._client = httpx.Client(
             timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0)),
@@ -92,26 +102,57 @@ class OpenAILLM:
         if schema is not None:
             form = {"name": "reply", "strict": True, "schema": dict(schema)}
             offered["response_format"] = {"type": "json_schema", "json_schema": form}
-        messages = [{"role": role, "content": content} for role, content in prompt.messages]
-        refused = self._refused
+        messages = [
+            # Half a surrogate pair can't be sent.
+            {"role": role, "content": content.encode("utf-8", "replace").decode()}
+            for role, content in prompt.messages
+        ]
+        refused = self.refused
         while True:
             body: dict[str, Any] = {"model": self.name, "messages": messages}
             body |= {name: value for name, value in offered.items() if name not in refused}
             if "max_tokens" in refused:
                 body["max_completion_tokens"] = max_tokens
-            response = self._post(body)
+            response, sent = self._post(body, expected=len(prompt.text) // 4 + max_tokens)
             blamed = _blamed(response) & offered.keys() - refused
             if not blamed:
                 break
             refused |= blamed
         if response.is_success:
-            self._refused |= refused
-        return self._read(response)
+            self.refused |= refused
+        completion = self._read(response)
+        self.usage.count(completion)
+        if sent is not None and completion.prompt_tokens:
+            sent.tokens = completion.prompt_tokens + completion.completion_tokens
+        return completion
 
-    def _post(self, body: Mapping[str, Any]) -> httpx.Response:
-        """The server's response, asked for again while it is busy or cannot be reached."""
+    def models(self) -> list[str]:
+        """The names of the models that the server says it serves; [] when it has no list.
+
+        One attempt; ModelUnavailable when the server can't be reached or doesn't know the key.
+        """
+        try:
+            response = self._client.get(f"{self.base_url}/models")
+            if response.status_code in _REFUSED:
+                return []
+            response.raise_for_status()
+            return [str(model["id"]) for model in response.json()["data"]]
+        except httpx.HTTPStatusError as error:
+            problem = f"HTTP {error.response.status_code}: {_said(error.response)}"
+            raise self._unavailable(problem) from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise self._unavailable(f"{type(error).__name__}: {error}") from error
+        except (ValueError, LookupError, TypeError, RecursionError):
+            return []
+
+    def _post(self, body: Mapping[str, Any], expected: int) -> tuple[httpx.Response, Sent | None]:
+        """The server's response, asked for again while it is busy or cannot be reached.
+
+        expected: about how many tokens prompt and reply will have.
+        """
         for attempt in range(self._retries + 1):
             wait = min(0.5 * 2**attempt, _LONGEST_WAIT)
+            sent = self._limit.enter(expected) if self._limit else None
             try:
                 response = self._client.post(f"{self.base_url}/chat/completions", json=body)
             except httpx.InvalidURL as error:
@@ -120,7 +161,7 @@ class OpenAILLM:
                 problem = f"{type(error).__name__}: {error}"
             else:
                 if response.status_code not in _RETRIED:
-                    return response
+                    return response, sent
                 problem = f"HTTP {response.status_code}: {_said(response)}"
                 wait = _retry_after(response, wait)
             if attempt < self._retries:
@@ -135,12 +176,12 @@ class OpenAILLM:
             choice = data["choices"][0]
             text = choice["message"]["content"] or ""
             usage = data.get("usage") or {}
-            sent, written = (int(usage.get(f"{part}_tokens") or 0) for part in _PARTS)
+            read, written = (int(usage.get(f"{part}_tokens") or 0) for part in _PARTS)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise self._unavailable(f"not a chat completion: {_said(response)}") from error
         if not isinstance(text, str):
             raise self._unavailable(f"the reply's content is not text: {_said(response)}")
-        return Completion(text, sent, written, finished=choice.get("finish_reason") != "length")
+        return Completion(text, read, written, finished=choice.get("finish_reason") != "length")
 
     def _unavailable(self, problem: str) -> ModelUnavailable:
         if self._key:  # servers echo it

@@ -7,9 +7,9 @@ log-probabilities are those of the distribution the tokens were drawn from.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor
 
 from memory_r1.errors import ConfigError
 from memory_r1.llm.prefix import ATTENTION, SharedPrefix
+
+if TYPE_CHECKING:
+    from memory_r1.llm.guide import Guide
 
 
 class Sample(NamedTuple):
@@ -48,6 +51,7 @@ def sample(
     temperature: float = 1.0,
     seed: int | Sequence[int] = 0,
     batch_tokens: int = 32_768,
+    guides: Callable[[], Guide] | None = None,
 ) -> list[list[Sample]]:
     """Write `counts` replies to every prompt: one list per prompt, in order.
 
@@ -60,6 +64,8 @@ def sample(
                    (a single seed: and place in the list) and its number, not on its batch
     batch_tokens:  most tokens held at once, of padded prompts and of room for their replies; a
                    prompt that needs more travels alone
+    guides:        makes the guide of a reply, which names the tokens it may go on with; the
+                   others' chances are zero
 
     Raises ConfigError for a setting out of range, and for a model whose attention is of a kind
     that is not known here.
@@ -83,7 +89,9 @@ def sample(
             work = [_Row(b, place) for b, g in enumerate(batch) for place in rows[g]]
             uniforms = None if temperature == 0 else _uniforms(work, seed, max_tokens)
             texts = [groups[g][0] for g in batch]
-            replies = _decode(model, texts, work, max_tokens, temperature, frozenset(end), uniforms)
+            replies = _decode(
+                model, texts, work, max_tokens, temperature, frozenset(end), uniforms, guides
+            )
             for row, reply in zip(work, replies, strict=True):
                 found |= dict.fromkeys(row.places, reply)
     for i, number in enumerate(numbers):
@@ -170,6 +178,7 @@ def _decode(
     temperature: float,
     end: frozenset[int],
     uniforms: Tensor | None,
+    guides: Callable[[], Guide] | None,
 ) -> list[Sample]:
     """Write one reply per row, all rows in step; a row leaves the batch when it is finished."""
     device = next(model.parameters()).device
@@ -178,10 +187,13 @@ def _decode(
     logps: list[list[float]] = [[] for _ in rows]
     finished = [False] * len(rows)
     live = list(range(len(rows)))  # the row in each line of the batch
+    guided = None if guides is None else [guides() for _ in rows]
     uniforms = None if uniforms is None else uniforms.to(device)
     logits = shared.read(model, prompts)[[row.prompt for row in rows]]
     shared.begin([row.prompt for row in rows])
     for step in range(max_tokens):
+        if guided is not None:
+            logits = _within(logits, [None if finished[i] else guided[i] for i in live])
         drawn = None if uniforms is None else uniforms[live, step]
         tokens, chances = draw(logits, temperature, drawn)
         for i, token, logp in zip(live, tokens.tolist(), chances.tolist(), strict=True):
@@ -189,6 +201,8 @@ def _decode(
                 ids[i].append(token)
                 logps[i].append(logp)
                 finished[i] = token in end
+                if guided is not None:
+                    guided[i].take(token)
         done = [line for line, i in enumerate(live) if finished[i]]
         if step + 1 == max_tokens or len(done) == len(live):
             break
@@ -201,6 +215,14 @@ def _decode(
 
 _SLACK = 16
 """Finished rows are dropped once they are one of so many: dropping costs a little as well."""
+
+
+def _within(logits: Tensor, guides: Sequence[Guide | None]) -> Tensor:
+    """The logits, minus infinity where a row's guide forbids the token. (rows, vocabulary)"""
+    width = logits.shape[1]
+    free = np.ones(width, np.bool_)  # a row that is finished: what it draws is thrown away
+    allowed = np.stack([free if guide is None else guide.allowed()[:width] for guide in guides])
+    return logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), float("-inf"))
 
 
 def draw(logits: Tensor, temperature: float, uniforms: Tensor | None) -> tuple[Tensor, Tensor]:

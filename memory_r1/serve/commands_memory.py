@@ -1,8 +1,7 @@
-"""memory-r1 add, search, ask, list, history, journal, undo, retry, forget, reindex."""
+"""memory-r1 add, retry, search, ask, context: what a memory is for."""
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,33 +12,30 @@ from memory_r1.serve.console import (
     DEFAULT_STORE,
     DEFAULT_USER,
     AsJson,
+    Filter,
     Llm,
     Store,
     User,
     answer,
     answer_json,
+    entry_line,
     explain,
+    journal_line,
+    json_option,
+    open_memory,
 )
 
 if TYPE_CHECKING:
-    from memory_r1.memory import AddResult, Memory
-    from memory_r1.types import Entry, JournalRow
+    from memory_r1.remember import AddResult
 
-EMBEDDER_VARIABLE = "MEMORY_R1_EMBEDDER"
-"""Which embedder all commands use; the built-in one where it isn't set."""
+AsOf = Annotated[str, typer.Option(help="Look at what was believed then.")]
+ValidAt = Annotated[str, typer.Option(help="Look at what was so then, as far as is known.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (add, search, ask, journal, history, undo, retry, forget, reindex):
+    for command in (add, retry, search, ask, context):
         app.command()(command)
-    app.command("list")(list_entries)
-
-
-def _open(store: str, llm: str = DEFAULT_LLM) -> Memory:
-    from memory_r1.memory import Memory
-
-    return Memory(store, llm=llm, embedder=os.environ.get(EMBEDDER_VARIABLE))
 
 
 def add(
@@ -49,24 +45,50 @@ def add(
     llm: Llm = DEFAULT_LLM,
     speaker: Annotated[str, typer.Option(help="Who said it.")] = "",
     at: Annotated[str, typer.Option(help="When, as in 2023-05-07; now by default.")] = "",
+    metadata: Annotated[str, typer.Option(help="Kept with the memories, a JSON object.")] = "",
+    expires: Annotated[str, typer.Option(help="From when on it is out of date.")] = "",
+    verbatim: Annotated[
+        bool, typer.Option("--verbatim", help="Keep it word for word; ask no model.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell what would be done, and keep nothing.")
+    ] = False,
+    policy: Annotated[
+        str, typer.Option(help="auto, confirm_deletes or confirm_all: what waits for `approve`.")
+    ] = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Remember TEXT: extract facts, and let the Memory Manager edit the memory."""
     said = sys.stdin.read() if text == "-" else text
-    with _open(store, llm) as memory:
-        result = memory.add(said, user_id=user, timestamp=at or None, speaker=speaker or user)
+    with open_memory(store, llm, policy=policy) as memory:
+        result = memory.add(
+            said,
+            user_id=user,
+            timestamp=at or None,
+            speaker=speaker or user,
+            metadata=json_option("--metadata", metadata),
+            expires=expires or None,
+            infer=not verbatim,
+            dry_run=dry_run,
+        )
     _show_result(result, as_json)
 
 
 def retry(
     user: User = DEFAULT_USER,
+    every: Annotated[bool, typer.Option("--all", help="Of all users.")] = False,
     store: Store = DEFAULT_STORE,
     llm: Llm = DEFAULT_LLM,
     as_json: AsJson = False,
 ) -> None:
     """Process again what was deferred because a model failed."""
-    with _open(store, llm) as memory:
-        result = memory.retry(user)
+    from memory_r1.remember import AddResult
+
+    result = AddResult()
+    with open_memory(store, llm) as memory:
+        owners = memory.store.waiting() if every else [memory.bank(user).owner]
+        for owner in owners:
+            result += memory.retry(owner.user_id, agent_id=owner.agent_id, run_id=owner.run_id)
     _show_result(result, as_json)
 
 
@@ -75,7 +97,7 @@ def _show_result(result: AddResult, as_json: bool) -> None:
         answer_json(result)
     else:
         for row in result.rows:
-            answer(_journal_line(row))
+            answer(journal_line(row))
     for fact in result.facts:
         if fact.status != "stored":
             explain(f"{fact.status}: {fact.fact.text}\n  {fact.error}")
@@ -91,19 +113,35 @@ def search(
     user: User = DEFAULT_USER,
     store: Store = DEFAULT_STORE,
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many.")] = 10,
-    as_of: Annotated[str, typer.Option(help="Search what was believed then.")] = "",
+    filters: Filter = "",
+    as_of: AsOf = "",
+    valid_at: ValidAt = "",
+    explained: Annotated[
+        bool, typer.Option("--explain", help="Say what each reason adds to the score.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the memories that fit QUERY best, best first."""
-    with _open(store) as memory:
-        hits = memory.search(query, user_id=user, k=k, as_of=as_of or None)
+    with open_memory(store) as memory:
+        hits = memory.search(
+            query,
+            user_id=user,
+            k=k,
+            filters=json_option("--filter", filters),
+            as_of=as_of or None,
+            valid_at=valid_at or None,
+            explain=explained,
+        )
     if as_json:
         answer_json(hits)
         return
     for hit in hits:
-        answer(f"{hit.score:6.2f}  {_entry_line(hit.entry)}")
+        answer(f"{hit.score:6.2f}  {entry_line(hit.entry)}")
+        if hit.signals:
+            parts = "  ".join(f"{name} {value:.2f}" for name, value in hit.signals.items())
+            explain(f"        {parts}")
     if not hits:
-        explain(f"the memory of {user!r} is empty")
+        explain(f"no memory of {user!r} fits" if filters else f"the memory of {user!r} is empty")
 
 
 def ask(
@@ -115,142 +153,38 @@ def ask(
         int, typer.Option("--k", "-k", min=0, help="Memories shown to the model; 0: its default.")
     ] = 0,
     per_speaker: Annotated[int, typer.Option(min=0, help="That many of each speaker instead.")] = 0,
+    filters: Filter = "",
+    as_of: AsOf = "",
+    valid_at: ValidAt = "",
     as_json: AsJson = False,
 ) -> None:
     """Answer QUESTION from memory; the memories it rests on go to stderr."""
-    with _open(store, llm) as memory:
-        said = memory.ask(question, user_id=user, k=k or None, per_speaker=per_speaker or None)
+    with open_memory(store, llm) as memory:
+        said = memory.ask(
+            question,
+            user_id=user,
+            k=k or None,
+            per_speaker=per_speaker or None,
+            filters=json_option("--filter", filters),
+            as_of=as_of or None,
+            valid_at=valid_at or None,
+        )
     if as_json:
         answer_json(said)
         return
     answer(said.text)
     for entry in said.used:
-        explain(f"  {_entry_line(entry)}")
+        explain(f"  {entry_line(entry)}")
     if said.note:
         explain(f"note: {said.note}")
 
 
-def list_entries(
+def context(
+    query: Annotated[str, typer.Argument(help="What the prompt is about.")],
     user: User = DEFAULT_USER,
     store: Store = DEFAULT_STORE,
-    superseded: Annotated[
-        bool, typer.Option("--superseded", help="Also what is no longer believed.")
-    ] = False,
-    as_json: AsJson = False,
+    k: Annotated[int, typer.Option("--k", "-k", min=1, help="How many memories.")] = 10,
 ) -> None:
-    """Print all memories, oldest first."""
-    with _open(store) as memory:
-        entries = memory.list(user_id=user, superseded=superseded)
-    _show_entries(entries, as_json)
-    if not entries:
-        explain(f"the memory of {user!r} is empty")
-
-
-def history(
-    entry_id: Annotated[str, typer.Argument(help="Id of a memory, as `list` prints it.")],
-    user: User = DEFAULT_USER,
-    store: Store = DEFAULT_STORE,
-    as_json: AsJson = False,
-) -> None:
-    """Print how one memory read over time, first version first."""
-    with _open(store) as memory:
-        entries = memory.history(entry_id, user_id=user)
-    _show_entries(entries, as_json)
-
-
-def _show_entries(entries: list[Entry], as_json: bool) -> None:
-    if as_json:
-        answer_json(entries)
-        return
-    for entry in entries:
-        answer(_entry_line(entry))
-
-
-def journal(
-    entry_id: Annotated[str, typer.Argument(help="Only of this memory.")] = "",
-    user: User = DEFAULT_USER,
-    store: Store = DEFAULT_STORE,
-    as_json: AsJson = False,
-) -> None:
-    """Print every operation on the memory, in order, with its id for `undo`."""
-    with _open(store) as memory:
-        rows = memory.journal(user_id=user, entry_id=entry_id or None)
-    if as_json:
-        answer_json(rows)
-        return
-    for row in rows:
-        answer(_journal_line(row))
-    if not rows:
-        explain(f"the journal of {user!r} is empty")
-
-
-def undo(
-    journal_id: Annotated[str, typer.Argument(help="Id of an operation, from `journal`.")],
-    user: User = DEFAULT_USER,
-    store: Store = DEFAULT_STORE,
-    as_json: AsJson = False,
-) -> None:
-    """Take one operation back, exactly."""
-    with _open(store) as memory:
-        row = memory.undo(journal_id, user_id=user)
-    if as_json:
-        answer_json(row)
-    else:
-        answer(_journal_line(row))
-
-
-def forget(
-    user: Annotated[str, typer.Argument(help="Whose memory to erase.")],
-    store: Store = DEFAULT_STORE,
-    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Erase everything about USER for good: memories, history, journal, messages."""
-    if not yes:
-        typer.confirm(f"Erase all memories of {user!r}? This can't be undone", abort=True, err=True)
-    with _open(store) as memory:
-        receipt = memory.forget(user)
-    if as_json:
-        answer_json(receipt)
-    else:
-        answer("erased " + ", ".join(f"{count} {what}" for what, count in receipt.items()))
-
-
-def reindex(
-    store: Store = DEFAULT_STORE,
-    embedder: Annotated[
-        str,
-        typer.Option(
-            envvar=EMBEDDER_VARIABLE,
-            help="wordllama (built in), or URL#MODEL of an embeddings service.",
-        ),
-    ] = "wordllama",
-    as_json: AsJson = False,
-) -> None:
-    """Compute all vectors of a store again, after a change of embedder."""
-    from memory_r1.bank import reindex as compute_again
-    from memory_r1.embed import open_embedder
-    from memory_r1.store import open_store
-
-    opened = open_store(store)
-    try:
-        count = compute_again(opened, open_embedder(embedder))
-    finally:
-        opened.close()
-    if as_json:
-        answer_json({"vectors": count})
-    else:
-        answer(f"computed {count} vectors")
-
-
-def _entry_line(entry: Entry) -> str:
-    gone = f"  (until {entry.superseded:%Y-%m-%d %H:%M})" if entry.superseded else ""
-    return f"{entry.id}  v{entry.version}  {entry.text}{gone}"
-
-
-def _journal_line(row: JournalRow) -> str:
-    """`id  OP  text`, with what an UPDATE or DELETE replaced."""
-    before = row.before.text if row.before else ""
-    after = row.after.text if row.after and row.after.superseded is None else ""
-    told = " -> ".join(text for text in (before, after) if text) or row.reason
-    return f"{row.id}  {row.op:<6}  {told}{'  (undone)' if row.undone else ''}"
+    """Print the memories that fit QUERY as quoted data, to put into a prompt of your own."""
+    with open_memory(store) as memory:
+        answer(memory.context(query, user_id=user, k=k))

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from memory_r1.errors import MemoryR1Error
+from memory_r1.errors import ConfigError, MemoryR1Error
+
+if TYPE_CHECKING:
+    from memory_r1.memory import Memory
+    from memory_r1.types import Entry, JournalRow
 
 User = Annotated[str, typer.Option(help="Whose memory.", envvar="MEMORY_R1_USER")]
 Store = Annotated[str, typer.Option(help="Path or URL of the store.", envvar="MEMORY_R1_STORE")]
@@ -25,10 +30,39 @@ Llm = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+Filter = Annotated[
+    str,
+    typer.Option(
+        "--filter",
+        help='Only memories with this metadata: {"topic": "travel", "year": {"gte": 2023}}.',
+    ),
+]
 
 DEFAULT_USER = "me"
 DEFAULT_STORE = "memory.db"
 DEFAULT_LLM = "rules"
+EMBEDDER_VARIABLE = "MEMORY_R1_EMBEDDER"
+"""Which embedder all commands use; the built-in one where it isn't set."""
+
+
+def open_memory(store: str, llm: str = DEFAULT_LLM, **settings: Any) -> Memory:
+    """The memory that a command works on."""
+    from memory_r1.memory import Memory
+
+    return Memory(store, llm=llm, embedder=os.environ.get(EMBEDDER_VARIABLE), **settings)
+
+
+def json_option(name: str, text: str) -> dict[str, Any] | None:
+    """An option whose value is a JSON object; None when it wasn't given."""
+    if not text:
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{name} is no JSON ({error}): {text[:80]!r}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{name} should be a JSON object, got {text[:80]!r}")
+    return value
 
 
 class Group(TyperGroup):
@@ -78,3 +112,17 @@ def _plain(value: object) -> Any:
         fields = dataclasses.fields(value)
         return {field.name: _plain(getattr(value, field.name)) for field in fields}
     return value
+
+
+def entry_line(entry: Entry) -> str:
+    """`id  vN  text`."""
+    gone = f"  (until {entry.superseded:%Y-%m-%d %H:%M})" if entry.superseded else ""
+    return f"{entry.id}  v{entry.version}  {entry.text}{gone}"
+
+
+def journal_line(row: JournalRow) -> str:
+    """`id  OP  text`, with what an UPDATE or DELETE replaced."""
+    before = row.before.text if row.before else ""
+    after = row.after.text if row.after and row.after.superseded is None else ""
+    told = " -> ".join(text for text in (before, after) if text) or row.reason
+    return f"{row.id}  {row.op:<6}  {told}{'' if row.state == 'done' else f'  ({row.state})'}"

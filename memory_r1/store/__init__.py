@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from memory_r1.errors import StoreError
 from memory_r1.store.ids import new_id
 from memory_r1.store.index import Index
-from memory_r1.types import Entry, JournalRow, Message, MessageState, Owner
+from memory_r1.types import Entry, Feedback, JournalRow, Message, MessageState, Owner, RowState
 
 __all__ = ["Index", "Store", "Vector", "new_id", "open_store"]
 
@@ -82,10 +82,20 @@ class Store(Protocol):
         """The messages, in the order they were added; of one state when asked."""
         ...
 
-    def set_message(
-        self, owner: Owner, message_id: str, state: MessageState, error: str = ""
-    ) -> None:
-        """Say what became of a message. StoreError if not here."""
+    def message(self, owner: Owner, message_id: str) -> Message:
+        """One message. StoreError if not here."""
+        ...
+
+    def set_message(self, message: Message, was: Message | None = None) -> bool:
+        """Replace the message of this id. StoreError if not here.
+
+        was: only if it is still in this one's state since the same moment; else nothing is
+        written and the result is False. That is how one of several processes claims a message.
+        """
+        ...
+
+    def waiting(self) -> list[Owner]:
+        """Everyone with messages that are not done."""
         ...
 
     def add_journal(self, row: JournalRow) -> None:
@@ -100,8 +110,16 @@ class Store(Protocol):
         """One row of the journal. StoreError if not here."""
         ...
 
-    def mark_undone(self, owner: Owner, journal_id: str) -> None:
-        """Note that a row has been taken back. StoreError if not here."""
+    def mark(self, owner: Owner, journal_id: str, state: RowState) -> None:
+        """Note what became of a row. StoreError if not here."""
+        ...
+
+    def add_feedback(self, feedback: Feedback) -> None:
+        """Keep what somebody said of an answer. StoreError when its id is taken."""
+        ...
+
+    def feedback(self, owner: Owner) -> list[Feedback]:
+        """What was said of answers, in the order it was added."""
         ...
 
     def get_meta(self, key: str) -> str | None:
@@ -112,14 +130,18 @@ class Store(Protocol):
         """Set a fact about the store itself."""
         ...
 
-    def owners(self) -> list[Owner]:
-        """Everyone who has anything in the store."""
+    def owners(self, user_id: str | None = None) -> list[Owner]:
+        """Everyone who has anything in the store; of one user when asked."""
+        ...
+
+    def problems(self) -> list[str]:
+        """What is broken in how the store keeps things, a line each; none when it is sound."""
         ...
 
     def forget(self, owner: Owner) -> dict[str, int]:
         """Erase all of an owner: the one true erasure.
 
-        Returns how many entries, versions, vectors, journal rows and messages are gone.
+        Returns how many entries, versions, vectors, journal rows, messages and feedback are gone.
         """
         ...
 
@@ -133,8 +155,11 @@ class Store(Protocol):
 
 
 def open_store(location: str | os.PathLike[str]) -> Store:
-    """Open a store: a path or "sqlite:///path" (one SQLite file), or "ram:" (gone at exit).
+    """Open a store.
 
+    A path or "sqlite:///path": one SQLite file; with "?synchronous=full" behind the URL it
+    survives a loss of power too, not only of the process. "postgresql://user@host/database": a
+    database with pgvector, for several machines. "ram:": gone at exit.
     Raises StoreError when it can't be opened, with what to do.
     """
     from memory_r1.store.ram import RamStore
@@ -144,15 +169,17 @@ def open_store(location: str | os.PathLike[str]) -> Store:
     if text == "ram:":
         return RamStore()
     if text.startswith("sqlite:///") and text != "sqlite:///":
-        return SqliteStore(Path(text.removeprefix("sqlite:///")))
+        path, _, options = text.removeprefix("sqlite:///").partition("?")
+        if options not in ("", "synchronous=full", "synchronous=normal"):
+            raise StoreError(f"unknown option {options!r} in {text!r}; expected synchronous=full")
+        return SqliteStore(Path(path), power_safe=options == "synchronous=full")
     if text.startswith(("postgresql://", "postgres://")):
-        raise StoreError(
-            "Postgres stores come with the extra memory-r1[postgres], which this version does "
-            "not have yet; use a path (one SQLite file serves several processes on one machine)"
-        )
+        from memory_r1.store.postgres import PostgresStore
+
+        return PostgresStore(text)
     if not text or text == ":memory:" or "://" in text:
         raise StoreError(
             f"{text!r} is not a store; expected a path such as 'memory.db', "
-            "'sqlite:///memory.db' or 'ram:'"
+            "'sqlite:///memory.db', 'postgresql://localhost/memory' or 'ram:'"
         )
     return SqliteStore(Path(text))

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from memory_r1.errors import StoreError
 from memory_r1.store import Vector
-from memory_r1.types import Entry, JournalRow, Message, Owner, Turn, as_utc
+from memory_r1.types import Entry, Feedback, JournalRow, Message, Owner, RowState, Turn, as_utc
 
 Json = dict[str, Any]
 
@@ -61,6 +61,7 @@ def entry_to_json(entry: Entry) -> Json:
         "said": _moment(entry.said),
         "happened": None if entry.happened is None else [_moment(m) for m in entry.happened],
         "superseded": _moment(entry.superseded),
+        "expires": _moment(entry.expires),
         "version": entry.version,
         "metadata": dict(entry.metadata),
     }
@@ -80,13 +81,14 @@ def entry_from_json(fields: Json, owner: Owner) -> Entry:
         said=_read_moment(fields["said"]),
         happened=happened and (_read(happened[0]), _read(happened[1])),
         superseded=_read_moment(fields["superseded"]),
+        expires=_read_moment(fields["expires"]),
         version=fields["version"],
         metadata=fields["metadata"],
     )
 
 
 def journal_to_json(row: JournalRow) -> Json:
-    """All of a journal row but its owner and `undone`, which changes and has its own column."""
+    """All of a journal row but its owner and its state, which changes and has its own column."""
     return {
         "id": row.id,
         "op": row.op,
@@ -101,7 +103,7 @@ def journal_to_json(row: JournalRow) -> Json:
     }
 
 
-def journal_from_json(fields: Json, owner: Owner, undone: bool) -> JournalRow:
+def journal_from_json(fields: Json, owner: Owner, state: RowState) -> JournalRow:
     """The row that `journal_to_json` wrote."""
     before, after = fields["before"], fields["after"]
     return JournalRow(
@@ -116,7 +118,7 @@ def journal_from_json(fields: Json, owner: Owner, undone: bool) -> JournalRow:
         reason=fields["reason"],
         model=fields["model"],
         prompt_hash=fields["prompt_hash"],
-        undone=undone,
+        state=state,
     )
 
 
@@ -135,6 +137,9 @@ def message_to_json(message: Message) -> Json:
         "state": message.state,
         "error": message.error,
         "metadata": dict(message.metadata),
+        "expires": _moment(message.expires),
+        "since": _moment(message.since),
+        "usage": dict(message.usage),
     }
 
 
@@ -148,16 +153,37 @@ def message_from_json(fields: Json, owner: Owner) -> Message:
         caption=fields["caption"],
         role=fields["role"],
     )
-    received = _read(fields["received"])
     return Message(
         fields["id"],
         owner,
         turn,
-        received,
-        fields["state"],
-        fields["error"],
-        fields["metadata"],
+        received=_read(fields["received"]),
+        state=fields["state"],
+        error=fields["error"],
+        metadata=fields["metadata"],
+        expires=_read_moment(fields["expires"]),
+        since=_read_moment(fields["since"]),
+        usage=fields["usage"],
     )
+
+
+def feedback_to_json(feedback: Feedback) -> Json:
+    """All of what was said of an answer but its owner."""
+    return {
+        "id": feedback.id,
+        "at": _moment(feedback.at),
+        "question": feedback.question,
+        "answer": feedback.answer,
+        "right": feedback.right,
+        "correct": feedback.correct,
+        "used": list(feedback.used),
+    }
+
+
+def feedback_from_json(fields: Json, owner: Owner) -> Feedback:
+    """What `feedback_to_json` wrote."""
+    given = {name: fields[name] for name in ("id", "question", "answer", "right", "correct")}
+    return Feedback(owner=owner, at=_read(fields["at"]), used=tuple(fields["used"]), **given)
 
 
 def clean_entry(entry: Entry, last_version: int) -> Entry:
@@ -170,12 +196,14 @@ def clean_entry(entry: Entry, last_version: int) -> Entry:
             f"entry {entry.id!r} can't get version {entry.version}: its last is {last_version}; "
             "read it again, it may have been changed meanwhile"
         )
-    if not _all_utc(entry.stored, entry.said, entry.superseded, *(entry.happened or ())):
+    moments = (entry.stored, entry.said, entry.superseded, entry.expires)
+    if not _all_utc(*moments, *(entry.happened or ())):
         entry = replace(
             entry,
             stored=as_utc(entry.stored),
             said=entry.said and as_utc(entry.said),
             superseded=entry.superseded and as_utc(entry.superseded),
+            expires=entry.expires and as_utc(entry.expires),
             happened=entry.happened and (as_utc(entry.happened[0]), as_utc(entry.happened[1])),
         )
     return replace(entry, metadata=_own(entry.metadata)) if entry.metadata else entry
@@ -188,11 +216,26 @@ def clean_row(row: JournalRow) -> JournalRow:
 
 def clean_message(message: Message) -> Message:
     """The message with its moments in UTC and its metadata its own; StoreError if not JSON."""
-    if not _all_utc(message.received, message.turn.said):
+    if not _all_utc(message.received, message.turn.said, message.expires, message.since):
         said = message.turn.said and as_utc(message.turn.said)
-        turn = replace(message.turn, said=said)
-        message = replace(message, received=as_utc(message.received), turn=turn)
+        message = replace(
+            message,
+            turn=replace(message.turn, said=said),
+            received=as_utc(message.received),
+            expires=message.expires and as_utc(message.expires),
+            since=message.since and as_utc(message.since),
+        )
     return replace(message, metadata=_own(message.metadata)) if message.metadata else message
+
+
+def clean_feedback(feedback: Feedback) -> Feedback:
+    """What was said of an answer, with its moment in UTC."""
+    return feedback if _all_utc(feedback.at) else replace(feedback, at=as_utc(feedback.at))
+
+
+def same_state(one: Message, other: Message) -> bool:
+    """Whether a message is still as it was: in the same state since the same moment."""
+    return (one.state, one.since) == (other.state, other.since)
 
 
 def clean_vector(vector: ArrayLike) -> Vector:

@@ -10,9 +10,17 @@ from operator import attrgetter
 
 from memory_r1.errors import StoreError, UnknownEntry
 from memory_r1.store import Vector
-from memory_r1.store.codec import clean_entry, clean_message, clean_row, clean_vector, line_of
+from memory_r1.store.codec import (
+    clean_entry,
+    clean_feedback,
+    clean_message,
+    clean_row,
+    clean_vector,
+    line_of,
+    same_state,
+)
 from memory_r1.store.index import Index
-from memory_r1.types import Entry, JournalRow, Message, MessageState, Owner
+from memory_r1.types import Entry, Feedback, JournalRow, Message, MessageState, Owner, RowState
 
 _Line = tuple[tuple[Entry, Vector], ...]
 """The versions of one id."""
@@ -25,11 +33,16 @@ class _Owned:
     lines: dict[str, _Line] = field(default_factory=dict)
     journal: dict[str, JournalRow] = field(default_factory=dict)
     messages: dict[str, Message] = field(default_factory=dict)
+    feedback: dict[str, Feedback] = field(default_factory=dict)
     index: Index = field(default_factory=Index)
 
     def copy(self) -> _Owned:
         return _Owned(
-            self.lines.copy(), self.journal.copy(), self.messages.copy(), self.index.copy()
+            self.lines.copy(),
+            self.journal.copy(),
+            self.messages.copy(),
+            self.feedback.copy(),
+            self.index.copy(),
         )
 
 
@@ -131,15 +144,32 @@ class RamStore:
             kept = self._read(owner).messages.values()
             return [message for message in kept if state is None or message.state == state]
 
-    def set_message(
-        self, owner: Owner, message_id: str, state: MessageState, error: str = ""
-    ) -> None:
-        """See Store.set_message."""
+    def message(self, owner: Owner, message_id: str) -> Message:
+        """See Store.message."""
         with self._lock:
             message = self._read(owner).messages.get(message_id)
-            if message is None:
-                raise StoreError(f"no message {message_id!r} of {owner}")
-            self._write(owner).messages[message_id] = replace(message, state=state, error=error)
+        if message is None:
+            raise StoreError(f"no message {message_id!r} of {owner}")
+        return message
+
+    def set_message(self, message: Message, was: Message | None = None) -> bool:
+        """See Store.set_message."""
+        message = clean_message(message)
+        with self._lock:
+            known = self.message(message.owner, message.id)
+            if was is not None and not same_state(known, was):
+                return False
+            self._write(message.owner).messages[message.id] = message
+            return True
+
+    def waiting(self) -> list[Owner]:
+        """See Store.waiting."""
+        with self._lock:
+            return [
+                owner
+                for owner, owned in self._owned.items()
+                if any(message.state != "done" for message in owned.messages.values())
+            ]
 
     def add_journal(self, row: JournalRow) -> None:
         """See Store.add_journal."""
@@ -163,11 +193,24 @@ class RamStore:
             raise StoreError(f"no journal row {journal_id!r} of {owner}")
         return row
 
-    def mark_undone(self, owner: Owner, journal_id: str) -> None:
-        """See Store.mark_undone."""
+    def mark(self, owner: Owner, journal_id: str, state: RowState) -> None:
+        """See Store.mark."""
         with self._lock:
             row = self.journal_row(owner, journal_id)
-            self._write(owner).journal[journal_id] = replace(row, undone=True)
+            self._write(owner).journal[journal_id] = replace(row, state=state)
+
+    def add_feedback(self, feedback: Feedback) -> None:
+        """See Store.add_feedback."""
+        with self._lock:
+            owned = self._write(feedback.owner)
+            if feedback.id in owned.feedback:
+                raise StoreError(f"there is feedback {feedback.id!r} already; ids are given once")
+            owned.feedback[feedback.id] = clean_feedback(feedback)
+
+    def feedback(self, owner: Owner) -> list[Feedback]:
+        """See Store.feedback."""
+        with self._lock:
+            return list(self._read(owner).feedback.values())
 
     def get_meta(self, key: str) -> str | None:
         """See Store.get_meta."""
@@ -179,10 +222,14 @@ class RamStore:
         with self._lock:
             self._meta[key] = value
 
-    def owners(self) -> list[Owner]:
+    def owners(self, user_id: str | None = None) -> list[Owner]:
         """See Store.owners."""
         with self._lock:
-            return list(self._owned)
+            return [owner for owner in self._owned if user_id in (None, owner.user_id)]
+
+    def problems(self) -> list[str]:
+        """See Store.problems: what a process has in memory is sound."""
+        return []
 
     def forget(self, owner: Owner) -> dict[str, int]:
         """See Store.forget."""
@@ -196,6 +243,7 @@ class RamStore:
             "vectors": versions,
             "journal": len(owned.journal),
             "messages": len(owned.messages),
+            "feedback": len(owned.feedback),
         }
 
     def fork(self, owner: Owner | None = None) -> RamStore:

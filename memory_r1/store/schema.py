@@ -23,7 +23,8 @@ def _first(connection: sqlite3.Connection) -> None:
     for statement in (
         "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
         "CREATE TABLE owners (number INTEGER PRIMARY KEY AUTOINCREMENT, key UNIQUE NOT NULL,"
-        " revision INTEGER NOT NULL DEFAULT 0)",
+        " user NOT NULL, revision INTEGER NOT NULL DEFAULT 0)",
+        "CREATE INDEX owners_by_user ON owners (user)",
         "CREATE TABLE heads (owner INTEGER NOT NULL, id TEXT NOT NULL, version INTEGER NOT NULL,"
         " current INTEGER NOT NULL, revision INTEGER NOT NULL, PRIMARY KEY (owner, id))",
         "CREATE INDEX heads_by_revision ON heads (owner, revision)",
@@ -31,12 +32,14 @@ def _first(connection: sqlite3.Connection) -> None:
         " version INTEGER NOT NULL, body NOT NULL, vector BLOB NOT NULL,"
         " PRIMARY KEY (owner, id, version))",
         "CREATE TABLE journal (number INTEGER PRIMARY KEY AUTOINCREMENT, owner INTEGER NOT NULL,"
-        " id TEXT NOT NULL, entry_id TEXT NOT NULL, undone INTEGER NOT NULL, body NOT NULL,"
+        " id TEXT NOT NULL, entry_id TEXT NOT NULL, state TEXT NOT NULL, body NOT NULL,"
         " UNIQUE (owner, id))",
         "CREATE INDEX journal_by_entry ON journal (owner, entry_id)",
         "CREATE TABLE messages (number INTEGER PRIMARY KEY AUTOINCREMENT, owner INTEGER NOT NULL,"
         " id TEXT NOT NULL, state TEXT NOT NULL, body NOT NULL, UNIQUE (owner, id))",
-        "CREATE INDEX messages_by_state ON messages (owner, state)",
+        "CREATE INDEX messages_waiting ON messages (owner, number) WHERE state != 'done'",
+        "CREATE TABLE feedback (number INTEGER PRIMARY KEY AUTOINCREMENT, owner INTEGER NOT NULL,"
+        " id TEXT NOT NULL, body NOT NULL, UNIQUE (owner, id))",
     ):
         connection.execute(statement)
 
@@ -45,10 +48,11 @@ MIGRATIONS: Sequence[Callable[[sqlite3.Connection], None]] = (_first,)
 """Each takes a file from the schema of its position to the next; applied once, never edited."""
 
 
-def connect(path: Path, timeout: float) -> sqlite3.Connection:
+def connect(path: Path, timeout: float, power_safe: bool = False) -> sqlite3.Connection:
     """Open or create the file and bring its schema up to date.
 
-    timeout: seconds to wait for other writers. StoreError when it can't be used as a store.
+    timeout: seconds to wait for other writers. power_safe: every commit waits for the disk.
+    StoreError when it can't be used as a store.
     """
     if not path.parent.is_dir():
         raise StoreError(
@@ -64,6 +68,7 @@ def connect(path: Path, timeout: float) -> sqlite3.Connection:
             _refuse_other_files(connection, path)
             _use_wal(connection, timeout)
             connection.execute("PRAGMA secure_delete = ON")
+            connection.execute(f"PRAGMA synchronous = {'FULL' if power_safe else 'NORMAL'}")
             _migrate(connection)
         except BaseException:
             connection.close()

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from memory_r1.store import Vector, codec
 from memory_r1.store.index import Index
 from memory_r1.store.ram import RamStore
 from memory_r1.store.schema import connect, storage_errors
-from memory_r1.types import Entry, JournalRow, Message, MessageState, Owner
+from memory_r1.types import Entry, Feedback, JournalRow, Message, MessageState, Owner, RowState
 
 Row = tuple[Any, ...]
 
@@ -25,6 +25,29 @@ CACHED_INDEXES = 256
 """Owners whose index is kept in memory; the longest known is dropped first."""
 
 _FLOAT32 = np.dtype("<f4")
+_ORPHANS = "SELECT owner, id FROM {} WHERE owner NOT IN (SELECT number FROM owners)"
+_CHECKS = {
+    "an entry's last version is not the one noted": (
+        "SELECT owner, id, version FROM heads WHERE version != coalesce((SELECT max(version)"
+        " FROM versions v WHERE v.owner = heads.owner AND v.id = heads.id), 0)"
+    ),
+    "versions with a gap": (
+        "SELECT owner, id FROM versions GROUP BY owner, id HAVING max(version) != count(*)"
+    ),
+    "versions without an entry": (
+        "SELECT owner, id FROM versions v WHERE NOT EXISTS"
+        " (SELECT 1 FROM heads h WHERE h.owner = v.owner AND h.id = v.id)"
+    ),
+    "vectors of different lengths": (
+        "SELECT owner, count(DISTINCT length(vector)) FROM versions GROUP BY owner"
+        " HAVING count(DISTINCT length(vector)) > 1"
+    ),
+    **{
+        f"{table} of nobody": _ORPHANS.format(table)
+        for table in ("heads", "versions", "journal", "messages", "feedback")
+    },
+}
+"""What must not be found in a sound file, and how to look for it."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +67,16 @@ class SqliteStore:
     index reads only what changed since the revision it has seen.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, timeout: float = 30.0) -> None:
-        """Open or create the file. timeout: seconds to wait for other writers."""
+    def __init__(
+        self, path: str | os.PathLike[str], *, timeout: float = 30.0, power_safe: bool = False
+    ) -> None:
+        """Open or create the file. timeout: seconds to wait for other writers.
+
+        What a transaction wrote survives the death of the process; with power_safe it is also on
+        the disk when the transaction ends, which makes each wait for the disk.
+        """
         self._path = Path(path).expanduser()
-        self._connection = connect(self._path, timeout)
+        self._connection = connect(self._path, timeout, power_safe)
         self._process = os.getpid()
         self._lock = threading.RLock()
         self._depth = 0
@@ -168,33 +197,49 @@ class SqliteStore:
 
     def messages(self, owner: Owner, state: MessageState | None = None) -> list[Message]:
         """See Store.messages."""
+        # The index of what waits is only used where the query says that it waits.
+        some = "" if state is None else " AND state = ?"
+        some += " AND state != 'done'" if state not in (None, "done") else ""
         rows = self._run(
             "SELECT body FROM messages WHERE owner = (SELECT number FROM owners WHERE key = ?)"
-            " AND state = coalesce(?, state) ORDER BY number",
-            *(codec.owner_key(owner), state),
+            f"{some} ORDER BY number",
+            *(codec.owner_key(owner), *([state] if state else [])),
         )
         return [codec.message_from_json(codec.unpack(body), owner) for (body,) in rows]
 
-    def set_message(
-        self, owner: Owner, message_id: str, state: MessageState, error: str = ""
-    ) -> None:
+    def message(self, owner: Owner, message_id: str) -> Message:
+        """See Store.message."""
+        rows = self._run(
+            "SELECT body FROM messages WHERE owner = (SELECT number FROM owners WHERE key = ?)"
+            " AND id = ?",
+            *(codec.owner_key(owner), message_id),
+        )
+        if not rows:
+            raise StoreError(f"no message {message_id!r} of {owner}")
+        return codec.message_from_json(codec.unpack(rows[0][0]), owner)
+
+    def set_message(self, message: Message, was: Message | None = None) -> bool:
         """See Store.set_message."""
+        message = codec.clean_message(message)
         with self.transaction():
-            where = (codec.owner_key(owner), message_id)
-            known = self._run(
-                "SELECT number, body FROM messages"
-                " WHERE owner = (SELECT number FROM owners WHERE key = ?) AND id = ?",
-                *where,
-            )
-            if not known:
-                raise StoreError(f"no message {message_id!r} of {owner}")
-            ((number, body),) = known
-            message = codec.message_from_json(codec.unpack(body), owner)
-            message = replace(message, state=state, error=error)
+            known = self.message(message.owner, message.id)
+            if was is not None and not codec.same_state(known, was):
+                return False
             self._run(
-                "UPDATE messages SET state = ?, body = ? WHERE number = ?",
-                *(state, codec.pack(codec.message_to_json(message)), number),
+                "UPDATE messages SET state = ?, body = ?"
+                " WHERE owner = (SELECT number FROM owners WHERE key = ?) AND id = ?",
+                *(message.state, codec.pack(codec.message_to_json(message))),
+                *(codec.owner_key(message.owner), message.id),
             )
+        return True
+
+    def waiting(self) -> list[Owner]:
+        """See Store.waiting."""
+        rows = self._run(
+            "SELECT key FROM owners WHERE number IN"
+            " (SELECT owner FROM messages WHERE state != 'done') ORDER BY number"
+        )
+        return [codec.owner_of_key(key) for (key,) in rows]
 
     def add_journal(self, row: JournalRow) -> None:
         """See Store.add_journal."""
@@ -203,40 +248,59 @@ class SqliteStore:
         with self.transaction():
             number, _ = self._touch(row.owner)
             self._run(
-                "INSERT INTO journal (owner, id, entry_id, undone, body) VALUES (?, ?, ?, ?, ?)",
-                *(number, row.id, row.entry_id, row.undone, body),
+                "INSERT INTO journal (owner, id, entry_id, state, body) VALUES (?, ?, ?, ?, ?)",
+                *(number, row.id, row.entry_id, row.state, body),
             )
 
     def journal(self, owner: Owner, entry_id: str | None = None) -> list[JournalRow]:
         """See Store.journal."""
         rows = self._run(
-            "SELECT body, undone FROM journal"
+            "SELECT body, state FROM journal"
             " WHERE owner = (SELECT number FROM owners WHERE key = ?)"
-            " AND entry_id = coalesce(?, entry_id) ORDER BY number",
-            *(codec.owner_key(owner), entry_id),
+            f"{'' if entry_id is None else ' AND entry_id = ?'} ORDER BY number",
+            *(codec.owner_key(owner), *(() if entry_id is None else (entry_id,))),
         )
-        return [codec.journal_from_json(codec.unpack(b), owner, bool(u)) for b, u in rows]
+        return [codec.journal_from_json(codec.unpack(body), owner, state) for body, state in rows]
 
     def journal_row(self, owner: Owner, journal_id: str) -> JournalRow:
         """See Store.journal_row."""
         rows = self._run(
-            "SELECT body, undone FROM journal"
+            "SELECT body, state FROM journal"
             " WHERE owner = (SELECT number FROM owners WHERE key = ?) AND id = ?",
             *(codec.owner_key(owner), journal_id),
         )
         if not rows:
             raise StoreError(f"no journal row {journal_id!r} of {owner}")
-        return codec.journal_from_json(codec.unpack(rows[0][0]), owner, bool(rows[0][1]))
+        return codec.journal_from_json(codec.unpack(rows[0][0]), owner, rows[0][1])
 
-    def mark_undone(self, owner: Owner, journal_id: str) -> None:
-        """See Store.mark_undone."""
+    def mark(self, owner: Owner, journal_id: str, state: RowState) -> None:
+        """See Store.mark."""
         with self.transaction():
             self.journal_row(owner, journal_id)
             self._run(
-                "UPDATE journal SET undone = 1"
+                "UPDATE journal SET state = ?"
                 " WHERE owner = (SELECT number FROM owners WHERE key = ?) AND id = ?",
-                *(codec.owner_key(owner), journal_id),
+                *(state, codec.owner_key(owner), journal_id),
             )
+
+    def add_feedback(self, feedback: Feedback) -> None:
+        """See Store.add_feedback."""
+        feedback = codec.clean_feedback(feedback)
+        with self.transaction():
+            number, _ = self._touch(feedback.owner)
+            self._run(
+                "INSERT INTO feedback (owner, id, body) VALUES (?, ?, ?)",
+                *(number, feedback.id, codec.pack(codec.feedback_to_json(feedback))),
+            )
+
+    def feedback(self, owner: Owner) -> list[Feedback]:
+        """See Store.feedback."""
+        rows = self._run(
+            "SELECT body FROM feedback WHERE owner = (SELECT number FROM owners WHERE key = ?)"
+            " ORDER BY number",
+            codec.owner_key(owner),
+        )
+        return [codec.feedback_from_json(codec.unpack(body), owner) for (body,) in rows]
 
     def get_meta(self, key: str) -> str | None:
         """See Store.get_meta."""
@@ -248,9 +312,21 @@ class SqliteStore:
         with self.transaction():
             self._run("INSERT OR REPLACE INTO meta VALUES (?, ?)", key, value)
 
-    def owners(self) -> list[Owner]:
+    def owners(self, user_id: str | None = None) -> list[Owner]:
         """See Store.owners."""
-        return [codec.owner_of_key(k) for (k,) in self._run("SELECT key FROM owners ORDER BY 1")]
+        of_user = () if user_id is None else (codec.pack(user_id),)
+        rows = self._run(
+            f"SELECT key FROM owners{' WHERE user = ?' if of_user else ''} ORDER BY key", *of_user
+        )
+        return [codec.owner_of_key(key) for (key,) in rows]
+
+    def problems(self) -> list[str]:
+        """See Store.problems."""
+        with self._lock, self._one_view():
+            found = [text for (text,) in self._run("PRAGMA integrity_check") if text != "ok"]
+            for what, sql in _CHECKS.items():
+                found += [f"{what}: {row}" for row in self._run(sql)]
+        return found
 
     def forget(self, owner: Owner) -> dict[str, int]:
         """See Store.forget. Deleted text is overwritten, in the file and in its log."""
@@ -258,13 +334,13 @@ class SqliteStore:
             number, _ = self._number(owner)
             counts = {
                 table: int(self._run(f"SELECT count(*) FROM {table} WHERE owner = ?", number)[0][0])
-                for table in ("versions", "journal", "messages")
+                for table in ("versions", "journal", "messages", "feedback")
             }
             counts["vectors"] = counts["versions"]
             ((counts["entries"],),) = self._run(
                 "SELECT count(*) FROM heads WHERE owner = ? AND version > 0", number
             )
-            for table in ("heads", "versions", "journal", "messages"):
+            for table in ("heads", "versions", "journal", "messages", "feedback"):
                 self._run(f"DELETE FROM {table} WHERE owner = ?", number)
             self._run("DELETE FROM owners WHERE number = ?", number)
             self._indexes.pop(owner, None)
@@ -287,6 +363,8 @@ class SqliteStore:
                 twin.add_message(message)
             for row in self.journal(owner):
                 twin.add_journal(row)
+            for feedback in self.feedback(owner):
+                twin.add_feedback(feedback)
         return twin
 
     def close(self) -> None:
@@ -326,9 +404,9 @@ class SqliteStore:
     def _touch(self, owner: Owner) -> tuple[int, int]:
         """The owner's number and new revision, before a write of theirs."""
         rows = self._run(
-            "INSERT INTO owners (key, revision) VALUES (?, 1)"
+            "INSERT INTO owners (key, user, revision) VALUES (?, ?, 1)"
             " ON CONFLICT (key) DO UPDATE SET revision = revision + 1 RETURNING number, revision",
-            codec.owner_key(owner),
+            *(codec.owner_key(owner), codec.pack(owner.user_id)),
         )
         return rows[0][0], rows[0][1]
 

@@ -3,7 +3,7 @@
 Memory Manager: a bank, a turn with its facts, and questions whose answers show what the decision
 was worth (Memory-R1, Algorithm 1); or all turns of a dialogue in order and a question at the end
 (Algorithm 5). Answer Agent: a question and the bank the trained manager built (Algorithm 2).
-An episode runs the very conversations that serve users (`memory.remember`, `memory.respond`).
+An episode runs the very conversations that serve users (`remember`, `respond`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from memory_r1.data import Dialogue, Question
 from memory_r1.embed import Embedder
 from memory_r1.errors import MalformedReply
 from memory_r1.llm import LLM, Agents, Call, Conversation, drive, strictly
-from memory_r1.memory import AddResult, remember, respond
+from memory_r1.remember import AddResult, remember
+from memory_r1.respond import respond
 from memory_r1.store.ram import RamStore
 from memory_r1.text import em, f1
 from memory_r1.types import Answer, Completion, Fact, Owner, Prompt, Turn

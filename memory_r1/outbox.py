@@ -1,0 +1,109 @@
+"""messages that wait -> processed, oldest first, each by one process at a time.
+
+A message is committed before anything is done with it. Whoever processes it claims it first; a
+claim of a process that died lapses. So nothing is lost or done twice, whatever is killed when.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from memory_r1.errors import StoreError
+from memory_r1.remember import AddResult
+from memory_r1.store import Store
+from memory_r1.types import Message, MessageState, Owner
+
+LEASE = timedelta(minutes=10)
+"""How long a claim holds: longer than a model may take for one turn."""
+
+
+class Outbox:
+    """The messages of a store that wait for the Memory Manager.
+
+    process: reads a claimed message into its owner's bank and settles its state.
+    """
+
+    def __init__(
+        self, store: Store, now: Callable[[], datetime], process: Callable[[Message], AddResult]
+    ) -> None:
+        self._store, self._now, self._process = store, now, process
+        self._thread: ThreadPoolExecutor | None = None
+        self._submitted: set[Future[AddResult]] = set()
+
+    def claimed(self, message: Message) -> Message:
+        """The message, marked as being processed from now on."""
+        return replace(message, state="working", since=self._now())
+
+    def drain(self, owner: Owner, deferred: bool = False) -> AddResult:
+        """Process what waits, in the order it was said; what was deferred too when asked.
+
+        Ends early where another process is at an earlier message of this owner: memories have to
+        be managed in order.
+        """
+        states: list[MessageState] = ["pending", "working"]
+        states += ["deferred"] if deferred else []
+        messages = [message for state in states for message in self._store.messages(owner, state)]
+        done = AddResult()
+        for message in sorted(messages, key=lambda message: message.id):
+            if message.state == "working" and not self._lapsed(message):
+                break
+            mine = self.claimed(message)
+            if not self._store.set_message(mine, was=message):
+                break
+            done += self.process(mine)
+        return done
+
+    def process(self, claimed: Message) -> AddResult:
+        """Process one message; what stops that leaves it deferred, and is raised."""
+        try:
+            return self._process(claimed)
+        except BaseException as error:
+            left = replace(claimed, state="deferred", error=repr(error), since=self._now())
+            self._store.set_message(left, was=claimed)
+            raise
+
+    def _lapsed(self, message: Message) -> bool:
+        return (message.since or message.received) < self._now() - LEASE
+
+    def submit(self, owner: Owner) -> None:
+        """Process an owner's messages in the background, after those submitted before."""
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="memory-r1-outbox")
+            for other in self._store.waiting():  # a process may have died
+                self._start(other)
+        self._start(owner)
+
+    def _start(self, owner: Owner) -> None:
+        assert self._thread is not None
+        self._submitted = {future for future in self._submitted if not future.done()}
+        future = self._thread.submit(self.drain, owner)
+        future.add_done_callback(_report)
+        self._submitted.add(future)
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until everything submitted has been processed; raises what went wrong on the way.
+
+        timeout: seconds; StoreError when it isn't done by then.
+        """
+        done, late = wait(self._submitted, timeout)
+        if late:
+            raise StoreError(f"{len(late)} background adds are not processed after {timeout} s")
+        self._submitted -= done
+        for future in done:
+            future.result()
+
+    def close(self) -> None:
+        """Finish the message in hand; the others stay in the store and wait."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=True, cancel_futures=True)
+            self._thread = None
+
+
+def _report(future: Future[AddResult]) -> None:
+    """Nobody may be waiting for it: what went wrong in the background is logged."""
+    if not future.cancelled() and (error := future.exception()):
+        logging.getLogger("memory_r1").error("a background add failed: %s", error)

@@ -1,0 +1,731 @@
+"""A store in PostgreSQL with pgvector, shared by threads, processes and machines."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import psycopg
+from psycopg.errors import Diagnostic
+from psycopg.pq import TransactionStatus
+
+from memory_r1.errors import StoreError, UnknownEntry
+from memory_r1.store import Vector, codec
+from memory_r1.store.index import Index
+from memory_r1.store.postgres_schema import (
+    Address,
+    Connection,
+    Row,
+    connect,
+    lock_key,
+    read_vector,
+    storage_errors,
+)
+from memory_r1.store.ram import RamStore
+from memory_r1.types import Entry, Feedback, JournalRow, Message, MessageState, Owner, RowState
+
+_Values = Sequence[object] | Mapping[str, object]
+
+CACHED_INDEXES: Final = 256
+"""Owners whose index is kept in memory; the longest known is dropped first."""
+CONNECTIONS: Final = 8
+"""How many threads of a process are served at once; the others wait for one of them."""
+
+_TABLES: Final = ("heads", "versions", "journal", "messages", "feedback")
+_OF_OWNER: Final = "owner = (SELECT number FROM owners WHERE key = %s)"
+_BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
+_READERS: Final = (
+    "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
+    " AND pid != pg_backend_pid() AND backend_type = 'client backend'"
+    " AND (age(backend_xmin) >= age(%s::xid8::xid) OR age(backend_xid) >= age(%s::xid8::xid))"
+)
+"""Sessions that began before a transaction and may see what it deleted."""
+_CHECKS: Final = {
+    "an entry's last version is not the one noted": (
+        "SELECT owner, id, version FROM heads h WHERE version != coalesce((SELECT max(version)"
+        " FROM versions v WHERE v.owner = h.owner AND v.id = h.id), 0)"
+    ),
+    "a current version that is not the last": (
+        "SELECT v.owner, v.id, v.version FROM versions v LEFT JOIN heads h USING (owner, id)"
+        " WHERE current AND v.version IS DISTINCT FROM h.version"
+    ),
+    "versions with a gap": (
+        "SELECT owner, id FROM versions GROUP BY owner, id HAVING max(version) != count(*)"
+    ),
+    "vectors of different lengths": (
+        "SELECT owner, count(DISTINCT vector_dims(vector)) FROM versions GROUP BY owner"
+        " HAVING count(DISTINCT vector_dims(vector)) > 1"
+    ),
+    **{
+        f"{table} of nobody": (
+            f"SELECT owner, id FROM {table} t"
+            " WHERE NOT EXISTS (SELECT FROM owners WHERE number = t.owner)"
+        )
+        for table in _TABLES
+    },
+}
+"""What must not be found in a sound store, and how to look for it."""
+
+# Everybody's data; and what is nobody's. No owner's key is empty or reads like this.
+_ALL: Final = b""
+_META: Final = b"meta"
+
+_OWNED: Final = (
+    "WITH known AS (SELECT number FROM owners WHERE key = %(key)s), new AS (INSERT INTO owners"
+    " (key, user_id, revision) SELECT %(key)s, %(user)s, 0 WHERE NOT EXISTS (SELECT FROM known)"
+    " RETURNING number), owned AS (SELECT number FROM known UNION ALL SELECT number FROM new) "
+)
+_PUT: Final = (
+    "WITH owned AS (INSERT INTO owners (key, user_id, revision) VALUES (%(key)s, %(user)s, 1)"
+    " ON CONFLICT (key) DO UPDATE SET revision = owners.revision + 1 RETURNING number, revision),"
+    " later AS (DELETE FROM versions USING owned"
+    " WHERE owner = number AND id = %(id)s AND version > %(version)s),"
+    " before AS (UPDATE versions SET current = false FROM owned"
+    " WHERE owner = number AND id = %(id)s AND version < %(version)s AND current),"
+    " this AS (INSERT INTO versions (owner, id, version, current, body, vector)"
+    " SELECT number, %(id)s, %(version)s, %(current)s, %(body)s, %(vector)s::vector FROM owned"
+    " ON CONFLICT (owner, id, version) DO UPDATE"
+    " SET current = excluded.current, body = excluded.body, vector = excluded.vector)"
+    " INSERT INTO heads (owner, id, version, revision)"
+    " SELECT number, %(id)s, %(version)s, revision FROM owned ON CONFLICT (owner, id)"
+    " DO UPDATE SET version = excluded.version, revision = excluded.revision"
+)
+
+
+@dataclass(frozen=True)
+class _Cached:
+    owner: int
+    """The owner's number: another one after a `forget`."""
+    revision: int
+    index: Index
+
+
+@dataclass
+class _Session:
+    """A connection while one thread uses it."""
+
+    connection: Connection
+    depth: int = 0
+    """Blocks of `transaction` that are open."""
+    held: set[bytes] = field(default_factory=set)
+    """Keys of the owners who wait for the end of this transaction."""
+    indexes: dict[Owner, _Cached] = field(default_factory=dict)
+    """Those that may know what only this transaction sees."""
+    erased: str = ""
+    """The transaction that has deleted what is to leave the disk as well."""
+
+    @property
+    def begun(self) -> bool:
+        return self.connection.info.transaction_status != TransactionStatus.IDLE
+
+
+class PostgresStore:
+    """The Store contract in one schema of a PostgreSQL database.
+
+    Each thread takes a connection for one call, or for one transaction. Readers never wait. A
+    transaction takes an owner's lock when it first reads or writes something of theirs, so that
+    what it read is still true when it writes; other owners' writers go on. Locks of several
+    owners are taken in the order they are asked for: a transaction over many owners begins with
+    `owners()`, which takes the lock of all, or asks for them in that order; where two wait for
+    each other nevertheless, PostgreSQL ends one of them. Every write of an entry counts its
+    owner's revision up; an index reads only what changed since the revision it has seen.
+    """
+
+    def __init__(self, url: str, *, timeout: float = 30.0) -> None:
+        """Open or create the tables. timeout: seconds to wait for other writers."""
+        self._address = Address.read(url)
+        self._timeout = timeout
+        self._process = os.getpid()
+        self._here = threading.local()
+        self._free = threading.Semaphore(CONNECTIONS)
+        self._guard = threading.Lock()  # of what follows
+        self._idle: list[Connection] = [connect(self._address, timeout)]
+        self._indexes: dict[Owner, _Cached] = {}
+        self._closed = False
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """See Store.transaction."""
+        with self._session() as session:
+            depth, held, erased = session.depth, session.held.copy(), session.erased
+            session.depth += 1
+            try:
+                if depth:
+                    self._run(f"SAVEPOINT nested_{depth}")
+                yield
+                if depth:
+                    self._run(f"RELEASE nested_{depth}")
+                else:
+                    self._commit(session)
+            except BaseException:
+                session.indexes.clear()  # they may have seen what is now taken back
+                with suppress(StoreError):  # the reason for it matters more, and is raised
+                    if session.begun:
+                        self._run(f"ROLLBACK TO nested_{depth}" if depth else "ROLLBACK")
+                session.held, session.erased = held, erased  # the other locks are gone with it
+                raise
+            finally:
+                session.depth = depth
+                if not depth:
+                    session.held, session.indexes = set(), {}
+            if session.erased and not depth:
+                self._clear_pages(session)
+
+    def put(self, entry: Entry, vector: Vector) -> None:
+        """See Store.put."""
+        vector = codec.clean_vector(vector)
+        key = _key(entry.owner)
+        with self._writing(key):
+            known = self._run(
+                "SELECT coalesce(version, 0), (SELECT vector_dims(vector) FROM versions v"
+                " WHERE v.owner = number AND v.id != %(id)s LIMIT 1) FROM owners"
+                " LEFT JOIN heads h ON h.owner = number AND h.id = %(id)s WHERE key = %(key)s",
+                {"id": entry.id, "key": key},
+            )
+            last, size = known[0] if known else (0, None)
+            entry = codec.clean_entry(entry, last)
+            if size not in (None, len(vector)):
+                raise StoreError(
+                    f"expected a vector of {size} numbers, as before, got {len(vector)}: the "
+                    "embedder has changed; open the store with the one that wrote it, or "
+                    "`reindex` it"
+                )
+            self._run(
+                _PUT,
+                {
+                    **_of(entry.owner),
+                    "id": entry.id,
+                    "version": entry.version,
+                    "current": entry.superseded is None,
+                    "body": _pack(codec.entry_to_json(entry)),
+                    "vector": vector,
+                },
+            )
+
+    def remove(self, owner: Owner, entry_id: str) -> None:
+        """See Store.remove."""
+        key = _key(owner)
+        with self._writing(key):
+            removed = self._run(
+                "WITH owned AS (UPDATE owners SET revision = revision + 1 WHERE key = %(key)s"
+                " RETURNING number, revision), gone AS (DELETE FROM versions USING owned"
+                " WHERE owner = number AND id = %(id)s)"
+                " UPDATE heads SET version = 0, revision = owned.revision FROM owned"
+                " WHERE owner = number AND id = %(id)s AND version > 0 RETURNING 1",
+                {"key": key, "id": entry_id},
+            )
+            if not removed:
+                raise UnknownEntry(f"no entry {entry_id!r} of {owner}")
+
+    def get(self, owner: Owner, entry_id: str) -> Entry:
+        """See Store.get."""
+        return self._bodies(owner, entry_id)[-1]
+
+    def entries(self, owner: Owner, superseded: bool = False) -> list[Entry]:
+        """See Store.entries."""
+        rows = self._of(
+            owner,
+            f"SELECT body FROM heads JOIN versions USING (owner, id, version) WHERE {_OF_OWNER}"
+            f"{'' if superseded else ' AND current'} ORDER BY id",
+        )
+        return [codec.entry_from_json(codec.unpack(body), owner) for (body,) in rows]
+
+    def versions(self, owner: Owner, entry_id: str) -> list[Entry]:
+        """See Store.versions."""
+        return codec.line_of(self._bodies(owner, entry_id))
+
+    def vector(self, owner: Owner, entry_id: str, version: int | None = None) -> Vector:
+        """See Store.vector."""
+        rows = self._of(
+            owner,
+            f"SELECT vector FROM versions WHERE {_OF_OWNER} AND id = %s"
+            " AND version = coalesce(%s, version) ORDER BY version DESC LIMIT 1",
+            *(entry_id, version),
+        )
+        if not rows:
+            raise UnknownEntry(f"no entry {entry_id!r} (version {version or 'any'}) of {owner}")
+        return read_vector(rows[0][0])
+
+    def index(self, owner: Owner) -> Index:
+        """See Store.index."""
+        with self._session() as session:
+            with self._guard:
+                cached = session.indexes.get(owner) or self._indexes.get(owner)
+            if cached:
+                rows = self._of(owner, "SELECT number, revision FROM owners WHERE key = %s")
+                if rows == [(cached.owner, cached.revision)]:
+                    return cached.index
+            fresh = self._refreshed(owner, cached)
+            if session.depth:
+                session.indexes[owner] = fresh
+            else:
+                self._remember({owner: fresh})
+            return fresh.index
+
+    def add_message(self, message: Message) -> None:
+        """See Store.add_message."""
+        message = codec.clean_message(message)
+        body = _pack(codec.message_to_json(message))
+        self._append(
+            f"message {message.id!r}",
+            message.owner,
+            "messages (owner, id, state, body) SELECT number, %(id)s, %(state)s, %(body)s",
+            {"id": message.id, "state": message.state, "body": body},
+        )
+
+    def messages(self, owner: Owner, state: MessageState | None = None) -> list[Message]:
+        """See Store.messages."""
+        # The index of what waits is only used where the query says that it waits.
+        some = "" if state is None else " AND state = %s"
+        some += " AND state != 'done'" if state not in (None, "done") else ""
+        rows = self._of(
+            owner,
+            f"SELECT body FROM messages WHERE {_OF_OWNER}{some} ORDER BY number",
+            *([state] if state else []),
+        )
+        return [codec.message_from_json(codec.unpack(body), owner) for (body,) in rows]
+
+    def message(self, owner: Owner, message_id: str) -> Message:
+        """See Store.message."""
+        rows = self._of(
+            owner, f"SELECT body FROM messages WHERE {_OF_OWNER} AND id = %s", message_id
+        )
+        if not rows:
+            raise StoreError(f"no message {message_id!r} of {owner}")
+        return codec.message_from_json(codec.unpack(rows[0][0]), owner)
+
+    def set_message(self, message: Message, was: Message | None = None) -> bool:
+        """See Store.set_message."""
+        message = codec.clean_message(message)
+        key = _key(message.owner)
+        with self._writing(key):
+            known = self.message(message.owner, message.id)
+            if was is not None and not codec.same_state(known, was):
+                return False
+            self._run(
+                f"UPDATE messages SET state = %s, body = %s WHERE {_OF_OWNER} AND id = %s",
+                (message.state, _pack(codec.message_to_json(message)), key, message.id),
+            )
+        return True
+
+    def waiting(self) -> list[Owner]:
+        """See Store.waiting."""
+        self._hold(_ALL)
+        rows = self._run(
+            "SELECT key FROM owners WHERE number IN"
+            " (SELECT owner FROM messages WHERE state != 'done') ORDER BY number"
+        )
+        return [codec.owner_of_key(key) for (key,) in rows]
+
+    def add_journal(self, row: JournalRow) -> None:
+        """See Store.add_journal."""
+        row = codec.clean_row(row)
+        body = _pack(codec.journal_to_json(row))
+        self._append(
+            f"journal row {row.id!r}",
+            row.owner,
+            "journal (owner, id, entry_id, state, body)"
+            " SELECT number, %(id)s, %(entry)s, %(state)s, %(body)s",
+            {"id": row.id, "entry": row.entry_id, "state": row.state, "body": body},
+        )
+
+    def journal(self, owner: Owner, entry_id: str | None = None) -> list[JournalRow]:
+        """See Store.journal."""
+        rows = self._of(
+            owner,
+            f"SELECT body, state FROM journal WHERE {_OF_OWNER}"
+            f"{'' if entry_id is None else ' AND entry_id = %s'} ORDER BY number",
+            *(() if entry_id is None else (entry_id,)),
+        )
+        return [codec.journal_from_json(codec.unpack(body), owner, state) for body, state in rows]
+
+    def journal_row(self, owner: Owner, journal_id: str) -> JournalRow:
+        """See Store.journal_row."""
+        rows = self._of(
+            owner, f"SELECT body, state FROM journal WHERE {_OF_OWNER} AND id = %s", journal_id
+        )
+        if not rows:
+            raise StoreError(f"no journal row {journal_id!r} of {owner}")
+        return codec.journal_from_json(codec.unpack(rows[0][0]), owner, rows[0][1])
+
+    def mark(self, owner: Owner, journal_id: str, state: RowState) -> None:
+        """See Store.mark."""
+        key = _key(owner)
+        with self._writing(key):
+            marked = self._run(
+                f"UPDATE journal SET state = %s WHERE {_OF_OWNER} AND id = %s RETURNING 1",
+                (state, key, journal_id),
+            )
+            if not marked:
+                raise StoreError(f"no journal row {journal_id!r} of {owner}")
+
+    def add_feedback(self, feedback: Feedback) -> None:
+        """See Store.add_feedback."""
+        feedback = codec.clean_feedback(feedback)
+        self._append(
+            f"feedback {feedback.id!r}",
+            feedback.owner,
+            "feedback (owner, id, body) SELECT number, %(id)s, %(body)s",
+            {"id": feedback.id, "body": _pack(codec.feedback_to_json(feedback))},
+        )
+
+    def feedback(self, owner: Owner) -> list[Feedback]:
+        """See Store.feedback."""
+        rows = self._of(owner, f"SELECT body FROM feedback WHERE {_OF_OWNER} ORDER BY number")
+        return [codec.feedback_from_json(codec.unpack(body), owner) for (body,) in rows]
+
+    def get_meta(self, key: str) -> str | None:
+        """See Store.get_meta."""
+        self._hold(_META)
+        rows = self._run("SELECT value FROM meta WHERE key = %s", (key,))
+        return rows[0][0] if rows else None
+
+    def set_meta(self, key: str, value: str) -> None:
+        """See Store.set_meta."""
+        with self._writing(_META):
+            self._run(
+                "INSERT INTO meta (key, value) VALUES (%s, %s)"
+                " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                (key, value),
+            )
+
+    def owners(self, user_id: str | None = None) -> list[Owner]:
+        """See Store.owners."""
+        self._hold(_ALL)
+        of_user = () if user_id is None else (_pack(user_id),)
+        rows = self._run(
+            f"SELECT key FROM owners{' WHERE user_id = %s' if of_user else ''} ORDER BY key",
+            of_user,
+        )
+        return [codec.owner_of_key(key) for (key,) in rows]
+
+    def problems(self) -> list[str]:
+        """See Store.problems."""
+        return [f"{what}: {row}" for what, query in _CHECKS.items() for row in self._run(query)]
+
+    def forget(self, owner: Owner) -> dict[str, int]:
+        """See Store.forget. docs/postgres.md says what the server itself may keep for a while."""
+        key = _key(owner)
+        counts = {}
+        with self.transaction():
+            self._hold(key)
+            for table in _TABLES:
+                count = "count(*) FILTER (WHERE version > 0)" if table == "heads" else "count(*)"
+                gone = f"WITH gone AS (DELETE FROM {table} WHERE {_OF_OWNER} RETURNING *)"
+                ((counts[table],),) = self._run(f"{gone} SELECT {count} FROM gone", (key,))
+            self._run("DELETE FROM owners WHERE key = %s", (key,))
+            with self._guard:
+                self._indexes.pop(owner, None)
+            with self._session() as session:
+                session.indexes.pop(owner, None)
+                ((session.erased,),) = self._run("SELECT pg_current_xact_id()::text")
+        counts["entries"] = counts.pop("heads")
+        return {**counts, "vectors": counts["versions"]}
+
+    def fork(self, owner: Owner) -> RamStore:
+        """See Store.fork."""
+        twin = RamStore()
+        with self._one_view():
+            for key, value in self._run("SELECT key, value FROM meta"):
+                twin.set_meta(key, value)
+            for body, vector in self._of(
+                owner, f"SELECT body, vector FROM versions WHERE {_OF_OWNER} ORDER BY id, version"
+            ):
+                entry = codec.entry_from_json(codec.unpack(body), owner)
+                twin.put(entry, read_vector(vector))
+            for message in self.messages(owner):
+                twin.add_message(message)
+            for row in self.journal(owner):
+                twin.add_journal(row)
+            for feedback in self.feedback(owner):
+                twin.add_feedback(feedback)
+        return twin
+
+    def close(self) -> None:
+        """See Store.close."""
+        with self._guard:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    # connections
+
+    @contextmanager
+    def _session(self) -> Iterator[_Session]:
+        """The connection of this thread's transaction, or any for as long as this is open."""
+        if os.getpid() != self._process:
+            raise StoreError(
+                f"{self._address.name} was opened before this process was forked, and processes "
+                "can't share a connection; open the store again in the new process"
+            )
+        if session := getattr(self._here, "session", None):
+            yield session
+            return
+        if not self._free.acquire(timeout=self._timeout):
+            raise StoreError(
+                f"{self._address.name}: all {CONNECTIONS} connections of this process are in use; "
+                "keep transactions short"
+            )
+        try:
+            session = self._here.session = _Session(self._taken())
+            try:
+                yield session
+            finally:
+                self._here.session = None
+                self._give_back(session)
+        finally:
+            self._free.release()
+
+    def _taken(self) -> Connection:
+        """A connection that was not lost meanwhile."""
+        while True:
+            with self._guard:
+                if self._closed:
+                    raise StoreError(f"{self._address.name}: the store was closed; open it again")
+                connection = self._idle.pop() if self._idle else None
+            if connection is None:
+                return connect(self._address, self._timeout)
+            if _is_alive(connection):
+                return connection
+            self._drop(connection)
+
+    def _give_back(self, session: _Session) -> None:
+        with self._guard:
+            reusable = not self._closed and not session.begun
+            if reusable:
+                self._idle.append(session.connection)
+        if not reusable:
+            self._drop(session.connection)
+
+    def _drop(self, connection: Connection) -> None:
+        """After a restart the server may have lost what an index has seen."""
+        connection.close()
+        with self._guard:
+            self._indexes.clear()
+
+    # statements
+
+    def _run(self, query: str, values: _Values | None = ()) -> list[Row]:
+        """All rows of one statement; the one place that talks to PostgreSQL.
+
+        values: None for several statements in one message, whose rows nobody needs.
+        """
+        with self._session() as session, storage_errors(self._address.name):
+            connection = session.connection
+            try:
+                if values is None:
+                    connection.execute(query, prepare=False)
+                    return []
+                if session.depth and not session.begun:
+                    connection.execute(_BEGIN)
+                cursor = connection.execute(query, values, binary=True)
+                return cursor.fetchall() if cursor.description else []
+            except psycopg.Error as err:
+                if not connection.closed:
+                    raise
+                said = str(err).partition("\n")[0]
+                raise StoreError(
+                    f"the connection to {self._address.name} was lost ({said}); nothing of this "
+                    "transaction was kept, and the next call connects again"
+                ) from err
+
+    def _of(self, owner: Owner, query: str, *values: object) -> list[Row]:
+        """What a query finds of an owner, whose key is its first value."""
+        key = _key(owner)
+        with self._session():
+            self._hold(key)
+            return self._run(query, (key, *values))
+
+    def _hold(self, key: bytes) -> None:
+        """In a transaction: let others who want this owner in one wait until it is done.
+
+        Whoever holds one owner shares in the lock of all; so who takes that one alone has all
+        owners, whatever the order he asks for them.
+        """
+        with self._session() as session:
+            if not session.depth or {key, _ALL} & session.held or (key == _ALL and session.held):
+                return
+            steps = [] if session.begun else [_BEGIN]
+            if not session.held and key != _ALL:
+                steps.append(f"SELECT pg_advisory_xact_lock_shared({self._lock(_ALL)})")
+            steps.append(f"SELECT pg_advisory_xact_lock({self._lock(key)})")
+            self._run("; ".join(steps), None)
+            session.held.add(key)
+
+    def _lock(self, key: bytes) -> int:
+        return lock_key(b"owner", self._address.schema.encode(), key)
+
+    @contextmanager
+    def _writing(self, key: bytes) -> Iterator[None]:
+        """A transaction on one owner, or a part of the one that is open.
+
+        What is written in it is one statement, which happens or doesn't: no savepoint is needed.
+        """
+        with self._session() as session:
+            if session.depth:
+                self._hold(key)
+                yield
+            else:
+                with self.transaction():
+                    self._hold(key)
+                    yield
+
+    @contextmanager
+    def _one_view(self) -> Iterator[None]:
+        """All reads inside see the store at one moment."""
+        with self._session() as session:
+            if session.depth:  # the transaction has, or takes, the lock of whom it reads
+                yield
+                return
+            self._run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            try:
+                yield
+            finally:
+                self._run("ROLLBACK")
+
+    def _commit(self, session: _Session) -> None:
+        if session.connection.info.transaction_status == TransactionStatus.INERROR:
+            raise StoreError(
+                f"{self._address.name}: a write of this transaction failed, and the error was "
+                "caught inside it; nothing of it was kept"
+            )
+        if session.begun:
+            try:
+                self._run("COMMIT")
+            except StoreError as err:
+                if session.connection.closed:
+                    raise StoreError(
+                        f"the connection to {self._address.name} was lost while a transaction was "
+                        "ending; it may or may not be kept: look before you do it again"
+                    ) from err
+                raise
+        self._remember(session.indexes)
+
+    def _append(self, what: str, owner: Owner, into: str, values: dict[str, object]) -> None:
+        """Write a row that is never replaced."""
+        with self._writing(_key(owner)):
+            added = self._run(
+                f"{_OWNED} INSERT INTO {into} FROM owned"
+                " ON CONFLICT (owner, id) DO NOTHING RETURNING 1",
+                {**_of(owner), **values},
+            )
+            if not added:
+                raise StoreError(f"{what} of {owner} is there already; an id is given once")
+
+    def _bodies(self, owner: Owner, entry_id: str) -> list[Entry]:
+        rows = self._of(
+            owner,
+            f"SELECT body FROM versions WHERE {_OF_OWNER} AND id = %s ORDER BY version",
+            entry_id,
+        )
+        if not rows:
+            raise UnknownEntry(f"no entry {entry_id!r} of {owner}")
+        return [codec.entry_from_json(codec.unpack(body), owner) for (body,) in rows]
+
+    # indexes
+
+    def _remember(self, indexes: dict[Owner, _Cached]) -> None:
+        with self._guard:
+            for owner, cached in indexes.items():
+                if owner not in self._indexes and len(self._indexes) >= CACHED_INDEXES:
+                    del self._indexes[next(iter(self._indexes))]
+                self._indexes[owner] = cached
+
+    def _refreshed(self, owner: Owner, cached: _Cached | None) -> _Cached:
+        """The index as the store is now, from the changes since the cached one where possible."""
+        rows = self._of(
+            owner,
+            "SELECT number, o.revision, h.id, body, vector"
+            " FROM (SELECT number, revision FROM owners WHERE key = %s) o"
+            " LEFT JOIN heads h ON h.owner = number AND h.revision > %s"
+            " LEFT JOIN versions v ON current AND v.owner = h.owner AND v.id = h.id"
+            " AND v.version = h.version ORDER BY h.id",
+            cached.revision if cached else 0,
+        )
+        number, revision = rows[0][:2] if rows else (0, 0)
+        if cached and cached.owner != number:
+            return self._refreshed(owner, None)
+        if cached and cached.revision >= revision:
+            return cached
+        changed = [row[2:] for row in rows if row[2] is not None]
+        kept = {
+            entry_id: (codec.entry_from_json(codec.unpack(body), owner), read_vector(vector))
+            for entry_id, body, vector in changed
+            if body is not None
+        }
+        sizes = {len(vector) for _, vector in kept.values()}
+        if not cached:
+            entries = [entry for entry, _ in kept.values()]
+            vectors = np.stack([vector for _, vector in kept.values()]) if kept else ()
+            return _Cached(number, revision, Index.build(entries, vectors))
+        if len(cached.index) and sizes - {cached.index.vectors.shape[1]}:
+            return self._refreshed(owner, None)  # re-embedded meanwhile
+        index = cached.index.copy()
+        for entry_id, _, _ in changed:
+            if entry_id in kept:
+                index.put(*kept[entry_id])
+            elif entry_id in index:
+                index.drop(entry_id)
+        return _Cached(number, revision, index)
+
+    # what is erased
+
+    def _clear_pages(self, session: _Session) -> None:
+        """A deleted row stays in its page until nobody can see it and a VACUUM has passed."""
+        erased, session.erased = session.erased, ""
+        said: list[str] = []
+        session.connection.add_notice_handler(_collector(said))
+        try:
+            deadline = time.monotonic() + self._timeout
+            while (seen := self._run(_READERS, (erased, erased))) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            said += [f"session {pid} of the server can still see them" for (pid,) in seen]
+            self._run("VACUUM (INDEX_CLEANUP ON) owners, " + ", ".join(_TABLES))
+        except StoreError as err:
+            said.append(str(err))
+        if said:
+            raise StoreError(
+                f"the memories are erased, but their text is still in the tables' pages: "
+                f"{'; '.join(said)}. Call forget again, or leave it to the server's autovacuum"
+            )
+
+
+def _is_alive(connection: Connection) -> bool:
+    """Nothing is expected on an idle connection: what has come is the server's goodbye."""
+    if connection.closed:
+        return False
+    with selectors.DefaultSelector() as selector:
+        selector.register(connection.fileno(), selectors.EVENT_READ)
+        return not selector.select(0)
+
+
+def _collector(said: list[str]) -> Callable[[Diagnostic], None]:
+    def collect(notice: Diagnostic) -> None:
+        if notice.severity_nonlocalized == "WARNING":
+            said.append(notice.message_primary or "")
+
+    return collect
+
+
+def _pack(value: object) -> bytes:
+    """What `codec.unpack` reads, in bytes: PostgreSQL's text has no NUL."""
+    packed = codec.pack(value)
+    return packed.encode() if isinstance(packed, str) else packed
+
+
+def _key(owner: Owner) -> bytes:
+    key = codec.owner_key(owner)
+    return key.encode() if isinstance(key, str) else key
+
+
+def _of(owner: Owner) -> dict[str, object]:
+    """What an owner's row is made of."""
+    return {"key": _key(owner), "user": _pack(owner.user_id)}
