@@ -366,7 +366,7 @@ def _unit(vectors: Floats) -> Floats:
 
 def _without_blanks(vectors: Floats, texts: Sequence[str]) -> Floats:
     """The vectors, all zeros where a text holds nothing."""
-    return vectors * np.array([[bool(text.strip())] for text in texts])
+    return np.where([[bool(text.strip())] for text in texts], vectors, np.float32(0))
 
 
 def _sound(text: str) -> str:

@@ -20,6 +20,7 @@ from memory_r1.extract import Messages, Moment
 from memory_r1.filters import Filters, Predicate, predicate
 from memory_r1.llm import LLM, Agents, drive
 from memory_r1.llm.open import open_agents
+from memory_r1.llm.prompting import tidy
 from memory_r1.outbox import Outbox
 from memory_r1.remember import AddResult, Usage, remember
 from memory_r1.respond import respond
@@ -521,7 +522,7 @@ def _owner(user_id: str, agent_id: str, run_id: str) -> Owner:
 
 
 def _verbatim(turn: Turn) -> list[Fact]:
-    return [Fact(turn.text, turn.text)] if turn.text.strip() else []
+    return [Fact(turn.text, turn.text)] if tidy(turn.text) else []
 
 
 def _index_of(bank: Bank, entries: Entries) -> Index:

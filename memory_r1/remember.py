@@ -11,6 +11,7 @@ from memory_r1.bank import Bank
 from memory_r1.config import Settings
 from memory_r1.errors import MalformedReply, ModelUnavailable, StoreError, UnknownEntry
 from memory_r1.llm import LLM, Agents, Conversation
+from memory_r1.llm.prompting import tidy
 from memory_r1.text import terms
 from memory_r1.types import (
     Add,
@@ -169,7 +170,7 @@ def _outcome(
 
 def _facts(turn: Turn, llm: LLM | None, context: Sequence[Turn]) -> Conversation[list[Fact]]:
     turn = replace(turn, text=extract.without_recalled(turn.text))
-    if turn.role not in ("user", "assistant") or not (turn.text.strip() or turn.caption):
+    if turn.role not in ("user", "assistant") or not (tidy(turn.text) or turn.caption):
         return []  # instructions, tool output and what was recalled are no memories
     if llm is None:
         return [extract.whole_turn(turn)]

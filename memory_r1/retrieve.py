@@ -33,8 +33,10 @@ LEAST_SPREAD: Final = 1e-6
 """Below it scores count as equal: equal float32 scores can be a rounding error apart."""
 EXACT_UP_TO: Final = 50_000
 """Up to so many entries every vector is compared; above, sketches tell which ones."""
-LIKELY: Final = 2_000
+LIKELY: Final = 4_000
 """So many entries of a larger bank, and the rows beside them."""
+BLOCK: Final = 64
+"""Scores looked at together when the highest are picked."""
 
 
 def search(
@@ -175,7 +177,7 @@ def _context(places: Places, scores: Floats) -> tuple[Floats, Floats]:
     around = _around(places, turns)
     if places.turn_of is not None:
         around = around[places.turn_of]
-    means = np.bincount(places.session_of, scores) / np.bincount(places.session_of)
+    means = np.bincount(places.session_of, scores) / places.session_sizes
     session = (SESSION_WEIGHT * means).astype(np.float32)[places.session_of]
     if order is None:
         return around, session
@@ -233,9 +235,12 @@ def _best(
 
 def _top(scores: Floats, k: int) -> Ints:
     """Where the k highest scores are, best first; of equals the last."""
-    if 0 < k < len(scores):
-        rows = np.flatnonzero(scores >= np.partition(scores, len(scores) - k)[len(scores) - k])
-    else:
-        rows = np.arange(len(scores))
-    rows = rows[::-1]
-    return rows[np.argsort(-scores[rows], kind="stable")][: max(k, 0)]
+    if k < 1:
+        return np.empty(0, np.int64)
+    pool = scores
+    if k <= len(scores) // BLOCK:
+        # The k-th highest of the blocks' maxima is no higher than that of all, and found sooner.
+        pool = scores[: len(scores) // BLOCK * BLOCK].reshape(-1, BLOCK).max(axis=1)
+    least = np.partition(pool, -k)[-k] if k < len(pool) else pool.min(initial=np.inf)
+    rows = np.flatnonzero(scores >= least)[::-1]
+    return rows[np.argsort(-scores[rows], kind="stable")][:k]

@@ -125,8 +125,10 @@ class Memory:
         """
         owner = _owner(user_id, agent_id, run_id)
         _check_kind(memory_type, prompt)
-        texts = [messages] if isinstance(messages, str | Mapping) else messages
-        if not isinstance(texts, Sequence):
+        if isinstance(messages, str):
+            messages = {"role": "user", "content": messages}
+        told_of = [messages] if isinstance(messages, Mapping) else messages
+        if not isinstance(told_of, Sequence):
             raise ValidationError(
                 f"messages should be a text, a dict or a list of dicts, got {messages!r:.80}",
                 "VALIDATION_003",
@@ -134,10 +136,10 @@ class Memory:
                 provided_type=type(messages).__name__,
             )
         kept = {"timestamp": timestamp, "expires": _until(expiration_date)}
-        told = {name: value for name, value in (metadata or {}).items() if name not in _IDS}
+        about = {name: value for name, value in (metadata or {}).items() if name not in _IDS}
         if not infer:
-            return {"results": self._add_verbatim(texts, owner, told, kept)}
-        result = self.memory.add(list(texts), **_of(owner), metadata=told, **kept)
+            return {"results": self._add_verbatim(told_of, owner, about, kept)}
+        result = self.memory.add(list(told_of), **_of(owner), metadata=about, **kept)
         changed = [row for row in result.rows if row.op != "NOOP" and row.state == "done"]
         lost = [
             {"memory": fact.fact.text, "error": fact.error}
@@ -153,18 +155,16 @@ class Memory:
         """One memory per message but the system's; its role is kept, as mem0 does."""
         items: list[Item] = []
         for message in messages:
-            told = {"content": message} if isinstance(message, str) else dict(message)
-            role = str(told.get("role") or "user")
+            role = message.get("role", "user") if isinstance(message, Mapping) else "user"
             if role == "system":
                 continue
-            told["role"] = role
             added = self.memory.add(
-                told, **_of(owner), metadata={**metadata, "role": role}, infer=False, **kept
+                message, **_of(owner), metadata={**metadata, "role": role}, infer=False, **kept
             )
             for row in added.rows:
                 item = {"id": row.entry_id, "memory": row.reason, "event": "NONE"}
                 item |= _event(row) if row.op != "NOOP" else {}
-                items.append(item | {"actor_id": told.get("name"), "role": role})
+                items.append(item | {"actor_id": message.get("name"), "role": role})
         return items
 
     @_as_value_errors()

@@ -114,11 +114,11 @@ class _Draft:
 
 
 def fits(path: Path) -> bool:
-    """Whether a file looks like this format: by its first line, or by its name if that is broken."""
+    """Whether a file looks like this format: by its first line, or its name if that is broken."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
             first = next((line for line in file if line.strip()), "")
-    except (OSError, UnicodeDecodeError):
+    except OSError:
         return False
     try:
         record = json.loads(first)
@@ -346,7 +346,7 @@ def dump(dialogues: Iterable[Dialogue]) -> str:
     if kept and read(text, "what was written", Report()) != kept:
         raise DataError(
             "the dialogues can't be written without loss: expected sessions in ascending order, "
-            "every turn id once in its dialogue, evidence in the order of the dialogue, JSON in meta"
+            "every turn id once in its dialogue, evidence in the dialogue's order, JSON in meta"
         )
     return text
 

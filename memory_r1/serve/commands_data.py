@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, cast
 
 import typer
 
-from memory_r1.data import describe, table
+from memory_r1.data import describe, jsonl, load, table
 from memory_r1.data.world import WorldConfig, WorldWords, write
-from memory_r1.errors import ConfigError
+from memory_r1.errors import ConfigError, DataError
 from memory_r1.serve.console import AsJson, answer, answer_json
 
 
@@ -61,23 +62,58 @@ def world(
         chat=chat,
         absent=absent,
     )
-    if out.exists() and not force:
-        raise ConfigError(f"{out} exists already; give another --out, or --force to write over it")
-    written = write(config, out)
-    if as_json:
-        answer_json({"file": out, **written})
-    else:
-        counts = ", ".join(f"{count:,} {name}" for name, count in written.items())
-        answer(f"{out}: {counts}")
+    _refuse_to_lose(out, "--out", force)
+    _show_written(out, write(config, out), as_json)
 
 
 def data(
-    file: Annotated[Path, typer.Argument(help="E.g. locomo10.json or a world.", metavar="FILE")],
+    file: Annotated[
+        Path, typer.Argument(help="E.g. locomo10.json, a world, your own.jsonl.", metavar="FILE")
+    ],
+    to_jsonl: Annotated[
+        Path | None,
+        typer.Option(help="Write its dialogues as plain JSON lines, see docs/data.md."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over that file.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a benchmark FILE holds, and what is irregular in it."""
+    """Show what a benchmark FILE holds and what is irregular in it, or rewrite it as JSON lines."""
+    if to_jsonl is not None:
+        _rewrite(file, to_jsonl, force, as_json)
+        return
     description = describe(file)
     if as_json:
         answer_json(description)
     else:
         answer(table(description))
+
+
+def _rewrite(file: Path, out: Path, force: bool, as_json: bool) -> None:
+    _refuse_to_lose(out, "--to-jsonl", force)
+    dialogues = load(file)
+    text = jsonl.dump(dialogues)
+    try:
+        out.write_text(text, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise DataError(f"{out} can't be written: {error.strerror}") from error
+    counts = {
+        "dialogues": len(dialogues),
+        "turns": sum(len(dialogue.turns) for dialogue in dialogues),
+        "questions": sum(len(dialogue.questions) for dialogue in dialogues),
+        "lines": text.count("\n"),
+    }
+    _show_written(out, counts, as_json)
+
+
+def _refuse_to_lose(out: Path, option: str, force: bool) -> None:
+    if out.exists() and not force:
+        raise ConfigError(
+            f"{out} exists already; give another {option}, or --force to write over it"
+        )
+
+
+def _show_written(out: Path, counts: Mapping[str, int], as_json: bool) -> None:
+    if as_json:
+        answer_json({"file": out, **counts})
+    else:
+        answer(f"{out}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))

@@ -39,6 +39,8 @@ class Places(NamedTuple):
     """(turns - i - 1,) from each turn to the one i + 1 later, in turns; at most REACH + 1."""
     session_of: Ints
     """(n,) the session of each, in that order: 0, 0, 1, ..."""
+    session_sizes: Ints
+    """(sessions,) their numbers of entries."""
 
     @classmethod
     def of(cls, sessions: Ints, turns: Ints) -> Places:
@@ -61,7 +63,7 @@ class Places(NamedTuple):
             for step in range(1, min(REACH, len(keys) - 1) + 1)
         )
         turn_of = None if alone else np.cumsum(starts) - 1
-        return cls(order, first, turn_of, apart, session_of)
+        return cls(order, first, turn_of, apart, session_of, np.bincount(session_of))
 
 
 class Sketched(NamedTuple):

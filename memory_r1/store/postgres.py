@@ -2,45 +2,33 @@
 
 from __future__ import annotations
 
-import os
-import selectors
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Final
 
 import numpy as np
-import psycopg
-from psycopg.errors import Diagnostic
-from psycopg.pq import TransactionStatus
 
-from memory_r1.errors import StoreError, UnknownEntry
+from memory_r1.errors import MissingExtra, StoreError, UnknownEntry
+
+try:
+    from psycopg.errors import Diagnostic
+except ImportError as err:  # psycopg itself, or the libpq it needs
+    raise MissingExtra("a store in PostgreSQL", "psycopg", "postgres") from err
+
 from memory_r1.store import Vector, codec
 from memory_r1.store.index import Index
-from memory_r1.store.postgres_schema import (
-    Address,
-    Connection,
-    Row,
-    connect,
-    lock_key,
-    read_vector,
-    storage_errors,
-)
+from memory_r1.store.postgres_schema import Row, read_vector
+from memory_r1.store.postgres_session import EVERYBODY, CachedIndex, Database, Session
 from memory_r1.store.ram import RamStore
 from memory_r1.types import Entry, Feedback, JournalRow, Message, MessageState, Owner, RowState
 
-_Values = Sequence[object] | Mapping[str, object]
-
 CACHED_INDEXES: Final = 256
 """Owners whose index is kept in memory; the longest known is dropped first."""
-CONNECTIONS: Final = 8
-"""How many threads of a process are served at once; the others wait for one of them."""
 
 _TABLES: Final = ("heads", "versions", "journal", "messages", "feedback")
 _OF_OWNER: Final = "owner = (SELECT number FROM owners WHERE key = %s)"
-_BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _READERS: Final = (
     "SELECT pid FROM pg_stat_activity WHERE datname = current_database()"
     " AND pid != pg_backend_pid() AND backend_type = 'client backend'"
@@ -73,9 +61,8 @@ _CHECKS: Final = {
 }
 """What must not be found in a sound store, and how to look for it."""
 
-# Everybody's data; and what is nobody's. No owner's key is empty or reads like this.
-_ALL: Final = b""
 _META: Final = b"meta"
+"""What is nobody's, as a key beside the owners'."""
 
 _OWNED: Final = (
     "WITH known AS (SELECT number FROM owners WHERE key = %(key)s), new AS (INSERT INTO owners"
@@ -99,84 +86,44 @@ _PUT: Final = (
 )
 
 
-@dataclass(frozen=True)
-class _Cached:
-    owner: int
-    """The owner's number: another one after a `forget`."""
-    revision: int
-    index: Index
-
-
-@dataclass
-class _Session:
-    """A connection while one thread uses it."""
-
-    connection: Connection
-    depth: int = 0
-    """Blocks of `transaction` that are open."""
-    held: set[bytes] = field(default_factory=set)
-    """Keys of the owners who wait for the end of this transaction."""
-    indexes: dict[Owner, _Cached] = field(default_factory=dict)
-    """Those that may know what only this transaction sees."""
-    erased: str = ""
-    """The transaction that has deleted what is to leave the disk as well."""
-
-    @property
-    def begun(self) -> bool:
-        return self.connection.info.transaction_status != TransactionStatus.IDLE
-
-
 class PostgresStore:
     """The Store contract in one schema of a PostgreSQL database.
 
-    Each thread takes a connection for one call, or for one transaction. Readers never wait. A
-    transaction takes an owner's lock when it first reads or writes something of theirs, so that
-    what it read is still true when it writes; other owners' writers go on. Locks of several
-    owners are taken in the order they are asked for: a transaction over many owners begins with
-    `owners()`, which takes the lock of all, or asks for them in that order; where two wait for
-    each other nevertheless, PostgreSQL ends one of them. Every write of an entry counts its
-    owner's revision up; an index reads only what changed since the revision it has seen.
+    Readers never wait. A transaction takes an owner's lock when it first reads or writes something
+    of theirs, so that what it read is still true when it writes; other owners' writers go on.
+    Every write of an entry counts its owner's revision up; an index reads only what changed since
+    the revision it has seen.
     """
 
     def __init__(self, url: str, *, timeout: float = 30.0) -> None:
         """Open or create the tables. timeout: seconds to wait for other writers."""
-        self._address = Address.read(url)
+        self._database = Database(url, timeout)
+        self._run, self._hold = self._database.run, self._database.hold
         self._timeout = timeout
-        self._process = os.getpid()
-        self._here = threading.local()
-        self._free = threading.Semaphore(CONNECTIONS)
-        self._guard = threading.Lock()  # of what follows
-        self._idle: list[Connection] = [connect(self._address, timeout)]
-        self._indexes: dict[Owner, _Cached] = {}
-        self._closed = False
+        self._guard = threading.Lock()  # of the indexes
+        self._indexes: dict[Owner, CachedIndex] = {}
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """See Store.transaction."""
-        with self._session() as session:
-            depth, held, erased = session.depth, session.held.copy(), session.erased
-            session.depth += 1
+        """See Store.transaction.
+
+        Locks are taken in the order in which owners are asked for. A transaction over many owners
+        begins with `owners()`, which takes the lock of all, or asks for them in that order; where
+        two wait for each other nevertheless, PostgreSQL ends one, and that is a StoreError.
+        """
+        with self._database.session() as session:
+            erased = session.erased
             try:
-                if depth:
-                    self._run(f"SAVEPOINT nested_{depth}")
-                yield
-                if depth:
-                    self._run(f"RELEASE nested_{depth}")
-                else:
-                    self._commit(session)
+                with self._database.transaction():
+                    yield
             except BaseException:
                 session.indexes.clear()  # they may have seen what is now taken back
-                with suppress(StoreError):  # the reason for it matters more, and is raised
-                    if session.begun:
-                        self._run(f"ROLLBACK TO nested_{depth}" if depth else "ROLLBACK")
-                session.held, session.erased = held, erased  # the other locks are gone with it
+                session.erased = erased
                 raise
-            finally:
-                session.depth = depth
-                if not depth:
-                    session.held, session.indexes = set(), {}
-            if session.erased and not depth:
-                self._clear_pages(session)
+            if not session.depth:
+                self._remember(session.indexes)
+                if session.erased:
+                    self._clear_pages(session.erased)
 
     def put(self, entry: Entry, vector: Vector) -> None:
         """See Store.put."""
@@ -255,9 +202,8 @@ class PostgresStore:
 
     def index(self, owner: Owner) -> Index:
         """See Store.index."""
-        with self._session() as session:
-            with self._guard:
-                cached = session.indexes.get(owner) or self._indexes.get(owner)
+        with self._database.session() as session:
+            cached = self._cached(session, owner)
             if cached:
                 rows = self._of(owner, "SELECT number, revision FROM owners WHERE key = %s")
                 if rows == [(cached.owner, cached.revision)]:
@@ -317,7 +263,7 @@ class PostgresStore:
 
     def waiting(self) -> list[Owner]:
         """See Store.waiting."""
-        self._hold(_ALL)
+        self._hold(EVERYBODY)
         rows = self._run(
             "SELECT key FROM owners WHERE number IN"
             " (SELECT owner FROM messages WHERE state != 'done') ORDER BY number"
@@ -398,7 +344,7 @@ class PostgresStore:
 
     def owners(self, user_id: str | None = None) -> list[Owner]:
         """See Store.owners."""
-        self._hold(_ALL)
+        self._hold(EVERYBODY)
         of_user = () if user_id is None else (_pack(user_id),)
         rows = self._run(
             f"SELECT key FROM owners{' WHERE user_id = %s' if of_user else ''} ORDER BY key",
@@ -423,7 +369,7 @@ class PostgresStore:
             self._run("DELETE FROM owners WHERE key = %s", (key,))
             with self._guard:
                 self._indexes.pop(owner, None)
-            with self._session() as session:
+            with self._database.session() as session:
                 session.indexes.pop(owner, None)
                 ((session.erased,),) = self._run("SELECT pg_current_xact_id()::text")
         counts["entries"] = counts.pop("heads")
@@ -432,7 +378,7 @@ class PostgresStore:
     def fork(self, owner: Owner) -> RamStore:
         """See Store.fork."""
         twin = RamStore()
-        with self._one_view():
+        with self._database.one_view():
             for key, value in self._run("SELECT key, value FROM meta"):
                 twin.set_meta(key, value)
             for body, vector in self._of(
@@ -450,118 +396,14 @@ class PostgresStore:
 
     def close(self) -> None:
         """See Store.close."""
-        with self._guard:
-            self._closed = True
-            idle, self._idle = self._idle, []
-        for connection in idle:
-            connection.close()
-
-    # connections
-
-    @contextmanager
-    def _session(self) -> Iterator[_Session]:
-        """The connection of this thread's transaction, or any for as long as this is open."""
-        if os.getpid() != self._process:
-            raise StoreError(
-                f"{self._address.name} was opened before this process was forked, and processes "
-                "can't share a connection; open the store again in the new process"
-            )
-        if session := getattr(self._here, "session", None):
-            yield session
-            return
-        if not self._free.acquire(timeout=self._timeout):
-            raise StoreError(
-                f"{self._address.name}: all {CONNECTIONS} connections of this process are in use; "
-                "keep transactions short"
-            )
-        try:
-            session = self._here.session = _Session(self._taken())
-            try:
-                yield session
-            finally:
-                self._here.session = None
-                self._give_back(session)
-        finally:
-            self._free.release()
-
-    def _taken(self) -> Connection:
-        """A connection that was not lost meanwhile."""
-        while True:
-            with self._guard:
-                if self._closed:
-                    raise StoreError(f"{self._address.name}: the store was closed; open it again")
-                connection = self._idle.pop() if self._idle else None
-            if connection is None:
-                return connect(self._address, self._timeout)
-            if _is_alive(connection):
-                return connection
-            self._drop(connection)
-
-    def _give_back(self, session: _Session) -> None:
-        with self._guard:
-            reusable = not self._closed and not session.begun
-            if reusable:
-                self._idle.append(session.connection)
-        if not reusable:
-            self._drop(session.connection)
-
-    def _drop(self, connection: Connection) -> None:
-        """After a restart the server may have lost what an index has seen."""
-        connection.close()
-        with self._guard:
-            self._indexes.clear()
-
-    # statements
-
-    def _run(self, query: str, values: _Values | None = ()) -> list[Row]:
-        """All rows of one statement; the one place that talks to PostgreSQL.
-
-        values: None for several statements in one message, whose rows nobody needs.
-        """
-        with self._session() as session, storage_errors(self._address.name):
-            connection = session.connection
-            try:
-                if values is None:
-                    connection.execute(query, prepare=False)
-                    return []
-                if session.depth and not session.begun:
-                    connection.execute(_BEGIN)
-                cursor = connection.execute(query, values, binary=True)
-                return cursor.fetchall() if cursor.description else []
-            except psycopg.Error as err:
-                if not connection.closed:
-                    raise
-                said = str(err).partition("\n")[0]
-                raise StoreError(
-                    f"the connection to {self._address.name} was lost ({said}); nothing of this "
-                    "transaction was kept, and the next call connects again"
-                ) from err
+        self._database.close()
 
     def _of(self, owner: Owner, query: str, *values: object) -> list[Row]:
         """What a query finds of an owner, whose key is its first value."""
         key = _key(owner)
-        with self._session():
+        with self._database.session():
             self._hold(key)
             return self._run(query, (key, *values))
-
-    def _hold(self, key: bytes) -> None:
-        """In a transaction: let others who want this owner in one wait until it is done.
-
-        Whoever holds one owner shares in the lock of all; so who takes that one alone has all
-        owners, whatever the order he asks for them.
-        """
-        with self._session() as session:
-            if not session.depth or {key, _ALL} & session.held or (key == _ALL and session.held):
-                return
-            steps = [] if session.begun else [_BEGIN]
-            if not session.held and key != _ALL:
-                steps.append(f"SELECT pg_advisory_xact_lock_shared({self._lock(_ALL)})")
-            steps.append(f"SELECT pg_advisory_xact_lock({self._lock(key)})")
-            self._run("; ".join(steps), None)
-            session.held.add(key)
-
-    def _lock(self, key: bytes) -> int:
-        return lock_key(b"owner", self._address.schema.encode(), key)
 
     @contextmanager
     def _writing(self, key: bytes) -> Iterator[None]:
@@ -569,45 +411,10 @@ class PostgresStore:
 
         What is written in it is one statement, which happens or doesn't: no savepoint is needed.
         """
-        with self._session() as session:
-            if session.depth:
+        with self._database.session() as session:
+            with nullcontext() if session.depth else self.transaction():
                 self._hold(key)
                 yield
-            else:
-                with self.transaction():
-                    self._hold(key)
-                    yield
-
-    @contextmanager
-    def _one_view(self) -> Iterator[None]:
-        """All reads inside see the store at one moment."""
-        with self._session() as session:
-            if session.depth:  # the transaction has, or takes, the lock of whom it reads
-                yield
-                return
-            self._run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            try:
-                yield
-            finally:
-                self._run("ROLLBACK")
-
-    def _commit(self, session: _Session) -> None:
-        if session.connection.info.transaction_status == TransactionStatus.INERROR:
-            raise StoreError(
-                f"{self._address.name}: a write of this transaction failed, and the error was "
-                "caught inside it; nothing of it was kept"
-            )
-        if session.begun:
-            try:
-                self._run("COMMIT")
-            except StoreError as err:
-                if session.connection.closed:
-                    raise StoreError(
-                        f"the connection to {self._address.name} was lost while a transaction was "
-                        "ending; it may or may not be kept: look before you do it again"
-                    ) from err
-                raise
-        self._remember(session.indexes)
 
     def _append(self, what: str, owner: Owner, into: str, values: dict[str, object]) -> None:
         """Write a row that is never replaced."""
@@ -630,17 +437,21 @@ class PostgresStore:
             raise UnknownEntry(f"no entry {entry_id!r} of {owner}")
         return [codec.entry_from_json(codec.unpack(body), owner) for (body,) in rows]
 
-    # indexes
+    def _cached(self, session: Session, owner: Owner) -> CachedIndex | None:
+        with self._guard:
+            cached = session.indexes.get(owner) or self._indexes.get(owner)
+        return cached if cached and cached.lost == self._database.lost else None
 
-    def _remember(self, indexes: dict[Owner, _Cached]) -> None:
+    def _remember(self, indexes: dict[Owner, CachedIndex]) -> None:
         with self._guard:
             for owner, cached in indexes.items():
                 if owner not in self._indexes and len(self._indexes) >= CACHED_INDEXES:
                     del self._indexes[next(iter(self._indexes))]
                 self._indexes[owner] = cached
 
-    def _refreshed(self, owner: Owner, cached: _Cached | None) -> _Cached:
+    def _refreshed(self, owner: Owner, cached: CachedIndex | None) -> CachedIndex:
         """The index as the store is now, from the changes since the cached one where possible."""
+        lost = self._database.lost
         rows = self._of(
             owner,
             "SELECT number, o.revision, h.id, body, vector"
@@ -665,7 +476,7 @@ class PostgresStore:
         if not cached:
             entries = [entry for entry, _ in kept.values()]
             vectors = np.stack([vector for _, vector in kept.values()]) if kept else ()
-            return _Cached(number, revision, Index.build(entries, vectors))
+            return CachedIndex(number, revision, lost, Index.build(entries, vectors))
         if len(cached.index) and sizes - {cached.index.vectors.shape[1]}:
             return self._refreshed(owner, None)  # re-embedded meanwhile
         index = cached.index.copy()
@@ -674,37 +485,34 @@ class PostgresStore:
                 index.put(*kept[entry_id])
             elif entry_id in index:
                 index.drop(entry_id)
-        return _Cached(number, revision, index)
+        return CachedIndex(number, revision, lost, index)
 
-    # what is erased
-
-    def _clear_pages(self, session: _Session) -> None:
+    def _clear_pages(self, erased: str) -> None:
         """A deleted row stays in its page until nobody can see it and a VACUUM has passed."""
-        erased, session.erased = session.erased, ""
         said: list[str] = []
-        session.connection.add_notice_handler(_collector(said))
-        try:
-            deadline = time.monotonic() + self._timeout
-            while (seen := self._run(_READERS, (erased, erased))) and time.monotonic() < deadline:
-                time.sleep(0.01)
-            said += [f"session {pid} of the server can still see them" for (pid,) in seen]
-            self._run("VACUUM (INDEX_CLEANUP ON) owners, " + ", ".join(_TABLES))
-        except StoreError as err:
-            said.append(str(err))
+        with self._database.session() as session:
+            heard = _collector(said)
+            session.erased = ""
+            session.connection.add_notice_handler(heard)
+            try:
+                deadline = time.monotonic() + self._timeout
+                while seen := self._run(_READERS, (erased, erased)):
+                    if time.monotonic() > deadline:
+                        said += [
+                            f"session {pid} of the server may still read it" for (pid,) in seen
+                        ]
+                        break
+                    time.sleep(0.01)
+                self._run("VACUUM (INDEX_CLEANUP ON) owners, " + ", ".join(_TABLES))
+            except StoreError as err:
+                said.append(str(err))
+            finally:
+                session.connection.remove_notice_handler(heard)
         if said:
             raise StoreError(
-                f"the memories are erased, but their text is still in the tables' pages: "
-                f"{'; '.join(said)}. Call forget again, or leave it to the server's autovacuum"
+                "the memories are erased, but their text is still in the pages of the tables "
+                f"({'; '.join(said)}); call forget again, or leave it to the server's autovacuum"
             )
-
-
-def _is_alive(connection: Connection) -> bool:
-    """Nothing is expected on an idle connection: what has come is the server's goodbye."""
-    if connection.closed:
-        return False
-    with selectors.DefaultSelector() as selector:
-        selector.register(connection.fileno(), selectors.EVENT_READ)
-        return not selector.select(0)
 
 
 def _collector(said: list[str]) -> Callable[[Diagnostic], None]:

@@ -10,18 +10,14 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 import numpy as np
+import psycopg
+from psycopg import errors, sql
+from psycopg.adapt import Dumper
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import Format
 
-from memory_r1.errors import MissingExtra, StoreError
+from memory_r1.errors import StoreError
 from memory_r1.store import Vector
-
-try:
-    import psycopg
-    from psycopg import errors, sql
-    from psycopg.adapt import Dumper
-    from psycopg.conninfo import conninfo_to_dict
-    from psycopg.pq import Format
-except ImportError as err:  # psycopg itself, or the libpq it needs
-    raise MissingExtra("a store in PostgreSQL", "psycopg", "postgres") from err
 
 Row = tuple[Any, ...]
 Connection = psycopg.Connection[Row]

@@ -82,6 +82,8 @@ class SqliteStore:
         self._depth = 0
         self._wipe_log = False
         self._indexes: dict[Owner, _Cached] = {}
+        self._touched: dict[Owner, tuple[int, int]] = {}
+        """Number and revision of those written to in this transaction, since it was last read."""
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -103,24 +105,38 @@ class SqliteStore:
                 raise
             finally:
                 self._depth = depth
+                self._touched.clear()
             if self._wipe_log and not depth:
                 self._empty_log()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """The transaction around one write: the outer one, where there is one.
+
+        A write checks all before it changes anything, so it has nothing to take back by itself.
+        """
+        if self._depth:
+            yield
+        else:
+            with self.transaction():
+                yield
 
     def put(self, entry: Entry, vector: Vector) -> None:
         """See Store.put."""
         vector = codec.clean_vector(vector).astype(_FLOAT32)
-        with self.transaction():
-            owner, revision = self._touch(entry.owner)
+        with self._writing():
+            owner, _ = self._number(entry.owner)
             last = self._last_version(owner, entry.id)
             entry = codec.clean_entry(entry, last)
             self._check_size(owner, entry.id, vector)
-            key = (owner, entry.id)
             body = codec.pack(codec.entry_to_json(entry))
-            self._run(
-                "DELETE FROM versions WHERE owner = ? AND id = ? AND version >= ?",
-                *key,
-                entry.version,
-            )
+            owner, revision = self._touch(entry.owner)
+            key = (owner, entry.id)
+            if entry.version <= last:
+                self._run(
+                    "DELETE FROM versions WHERE owner = ? AND id = ? AND version >= ?",
+                    *(*key, entry.version),
+                )
             self._run(
                 "INSERT INTO versions VALUES (?, ?, ?, ?, ?)",
                 *(*key, entry.version, body, vector.tobytes()),
@@ -132,10 +148,10 @@ class SqliteStore:
 
     def remove(self, owner: Owner, entry_id: str) -> None:
         """See Store.remove."""
-        with self.transaction():
-            number, revision = self._touch(owner)
-            if not self._last_version(number, entry_id):
+        with self._writing():
+            if not self._last_version(self._number(owner)[0], entry_id):
                 raise UnknownEntry(f"no entry {entry_id!r} of {owner}")
+            number, revision = self._touch(owner)
             self._run("DELETE FROM versions WHERE owner = ? AND id = ?", number, entry_id)
             self._run(
                 "UPDATE heads SET version = 0, current = 0, revision = ?"
@@ -177,6 +193,7 @@ class SqliteStore:
             cached = self._indexes.get(owner)
             if cached and (cached.owner, cached.revision) == self._number(owner):
                 return cached.index
+            self._touched.clear()  # what is written from now on is not in this index
             with self._one_view():
                 fresh = self._refreshed(owner, cached)
             if owner not in self._indexes and len(self._indexes) >= CACHED_INDEXES:
@@ -188,7 +205,7 @@ class SqliteStore:
         """See Store.add_message."""
         message = codec.clean_message(message)
         body = codec.pack(codec.message_to_json(message))
-        with self.transaction():
+        with self._writing():
             number, _ = self._touch(message.owner)
             self._run(
                 "INSERT INTO messages (owner, id, state, body) VALUES (?, ?, ?, ?)",
@@ -221,7 +238,7 @@ class SqliteStore:
     def set_message(self, message: Message, was: Message | None = None) -> bool:
         """See Store.set_message."""
         message = codec.clean_message(message)
-        with self.transaction():
+        with self._writing():
             known = self.message(message.owner, message.id)
             if was is not None and not codec.same_state(known, was):
                 return False
@@ -245,7 +262,7 @@ class SqliteStore:
         """See Store.add_journal."""
         row = codec.clean_row(row)
         body = codec.pack(codec.journal_to_json(row))
-        with self.transaction():
+        with self._writing():
             number, _ = self._touch(row.owner)
             self._run(
                 "INSERT INTO journal (owner, id, entry_id, state, body) VALUES (?, ?, ?, ?, ?)",
@@ -275,7 +292,7 @@ class SqliteStore:
 
     def mark(self, owner: Owner, journal_id: str, state: RowState) -> None:
         """See Store.mark."""
-        with self.transaction():
+        with self._writing():
             self.journal_row(owner, journal_id)
             self._run(
                 "UPDATE journal SET state = ?"
@@ -286,7 +303,7 @@ class SqliteStore:
     def add_feedback(self, feedback: Feedback) -> None:
         """See Store.add_feedback."""
         feedback = codec.clean_feedback(feedback)
-        with self.transaction():
+        with self._writing():
             number, _ = self._touch(feedback.owner)
             self._run(
                 "INSERT INTO feedback (owner, id, body) VALUES (?, ?, ?)",
@@ -309,7 +326,7 @@ class SqliteStore:
 
     def set_meta(self, key: str, value: str) -> None:
         """See Store.set_meta."""
-        with self.transaction():
+        with self._writing():
             self._run("INSERT OR REPLACE INTO meta VALUES (?, ?)", key, value)
 
     def owners(self, user_id: str | None = None) -> list[Owner]:
@@ -330,8 +347,9 @@ class SqliteStore:
 
     def forget(self, owner: Owner) -> dict[str, int]:
         """See Store.forget. Deleted text is overwritten, in the file and in its log."""
-        with self.transaction():
+        with self._writing():
             number, _ = self._number(owner)
+            self._touched.clear()
             counts = {
                 table: int(self._run(f"SELECT count(*) FROM {table} WHERE owner = ?", number)[0][0])
                 for table in ("versions", "journal", "messages", "feedback")
@@ -403,11 +421,14 @@ class SqliteStore:
 
     def _touch(self, owner: Owner) -> tuple[int, int]:
         """The owner's number and new revision, before a write of theirs."""
+        if known := self._touched.get(owner):
+            return known
         rows = self._run(
             "INSERT INTO owners (key, user, revision) VALUES (?, ?, 1)"
             " ON CONFLICT (key) DO UPDATE SET revision = revision + 1 RETURNING number, revision",
             *(codec.owner_key(owner), codec.pack(owner.user_id)),
         )
+        self._touched[owner] = rows[0][0], rows[0][1]
         return rows[0][0], rows[0][1]
 
     def _last_version(self, owner: int, entry_id: str) -> int:

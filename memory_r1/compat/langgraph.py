@@ -1,0 +1,319 @@
+"""LangGraph's BaseStore over this memory: long-term memory for graphs, and for LangMem's tools.
+
+    graph = builder.compile(store=MemoryStore(Memory("memory.db")))
+
+docs/migrate.md says what maps to what. A namespace is a user: ("memories", "ann") is the memory
+of the user "memories.ann", which every other verb can read too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import Any, Final, NamedTuple
+
+from memory_r1.bank import Bank
+from memory_r1.compat import banks
+from memory_r1.errors import ConfigError, MissingExtra
+from memory_r1.extract import redact
+from memory_r1.memory import Memory
+from memory_r1.types import Add, Delete, Entry, Owner, Update
+
+try:
+    from langgraph.store.base import (
+        BaseStore,
+        GetOp,
+        Item,
+        ListNamespacesOp,
+        MatchCondition,
+        Op,
+        PutOp,
+        Result,
+        SearchItem,
+        SearchOp,
+        TTLConfig,
+        get_text_at_path,
+        tokenize_path,
+        validate_op_namespace,
+    )
+except ImportError as error:
+    raise MissingExtra("LangGraph's store", "langgraph-checkpoint", "langgraph") from error
+
+KEPT: Final = "langgraph"
+"""Under this key of an entry's metadata is what LangGraph gave: see `kept`."""
+
+Namespace = tuple[str, ...]
+
+
+def user_of(namespace: Namespace) -> str:
+    """The user whose memory a namespace is. Labels hold no periods, so it can be read back."""
+    return ".".join(namespace)
+
+
+def kept(
+    key: str,
+    value: Mapping[str, Any],
+    created: datetime,
+    ttl: float | None = None,
+    indexed: bool = True,
+) -> dict[str, Any]:
+    """The metadata of an entry that is an item.
+
+    ttl: minutes from its last use. indexed: whether a query finds it. ConfigError when the value
+    isn't JSON.
+    """
+    try:
+        value = json.loads(json.dumps(dict(value), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"the value of {key!r} must be JSON: {error}") from error
+    return {
+        KEPT: {
+            "key": key,
+            "value": value,
+            "created": created.isoformat(),
+            "ttl": ttl,
+            "indexed": indexed,
+        }
+    }
+
+
+def text_of(value: Mapping[str, Any], fields: Sequence[str] | None = None) -> str:
+    """What a value says, for search and for answers.
+
+    fields: JSON paths as in LangGraph's `index`. By default one text stands for itself, and
+    anything else is written out as "name: value" lines.
+    """
+    if fields is not None:
+        told = [text for field in fields for text in get_text_at_path(value, tokenize_path(field))]
+        return "\n".join(told)
+    match list(value.values()):
+        case [str(text)]:
+            return text
+    return "\n".join(
+        f"{name}: {said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)}"
+        for name, said in value.items()
+    )
+
+
+class MemoryStore(BaseStore):
+    """Items of LangGraph as entries of a memory: versions, journal and undo come with them.
+
+    memory: where they are kept; what else is in it shows up as items {"content": text}. fields:
+    what a query is compared with, all of the value by default. ttl: LangGraph's own settings.
+    A batch reads first and writes then, as LangGraph's stores do; its writes are one transaction.
+    """
+
+    supports_ttl = True
+
+    def __init__(
+        self,
+        memory: Memory,
+        *,
+        fields: Sequence[str] | None = None,
+        ttl: TTLConfig | None = None,
+    ) -> None:
+        self.memory = memory
+        self.ttl_config = ttl
+        self._fields = fields
+
+    def batch(self, ops: Iterable[Op]) -> list[Result]:
+        """Do all of it; one result per operation. ValueError for an impossible namespace."""
+        ops = list(ops)
+        for op in ops:
+            validate_op_namespace(op)
+        results = [self._read(op) for op in ops]
+        puts = {(op.namespace, op.key): op for op in ops if isinstance(op, PutOp)}
+        if puts:
+            with self.memory.store.transaction():
+                for put in puts.values():
+                    self._put(put)
+        return results
+
+    async def abatch(self, ops: Iterable[Op]) -> list[Result]:
+        """The same, in a thread."""
+        return await asyncio.to_thread(self.batch, list(ops))
+
+    def _read(self, op: Op) -> Result:
+        match op:
+            case GetOp(namespace, key, refresh):
+                entry = self._find(namespace, key)
+                if entry is None:
+                    return None
+                self._refresh([entry], refresh)
+                return Item(**_fields(entry))
+            case SearchOp():
+                return self._search(op)
+            case ListNamespacesOp():
+                return self._namespaces(op)
+            case PutOp():
+                return None
+        raise ValueError(f"unknown operation {op!r:.80}")
+
+    def _bank(self, namespace: Namespace) -> Bank:
+        return self.memory.bank(user_of(namespace))
+
+    def _find(self, namespace: Namespace, key: str) -> Entry | None:
+        if not namespace:
+            return None
+        owner = self._bank(namespace).owner
+        (*_, found) = (None, *banks.entries(self.memory, [owner], lambda e: _item(e).key == key))
+        return found
+
+    def _put(self, op: PutOp) -> None:
+        bank = self._bank(op.namespace)
+        now = bank.now()
+        found = self._find(op.namespace, op.key)
+        if op.value is None:
+            if found is not None:
+                bank.apply([Delete(found.id)], reason="LangGraph")
+            return
+        created = _item(found).created if found else now
+        text = text_of(op.value, self._fields if op.index is None else op.index or ())
+        if self.memory.settings.redact:
+            text = redact(text)
+        # An entry says something: what has no text of its own goes by its key.
+        indexed = op.index is not False and bool(text.strip())
+        metadata = kept(op.key, op.value, created, op.ttl, indexed)
+        text = text if indexed else op.key
+        bank.apply(
+            [Add(text) if found is None else Update(found.id, text)],
+            reason="LangGraph",
+            metadata=metadata,
+            expires=banks.NEVER if op.ttl is None else now + timedelta(minutes=op.ttl),
+        )
+
+    def _search(self, op: SearchOp) -> list[SearchItem]:
+        owners = [
+            owner
+            for namespace, owner in self._owners()
+            if namespace[: len(op.namespace_prefix)] == op.namespace_prefix
+        ]
+        end = op.offset + op.limit
+        scores: dict[str, float] = {}
+
+        def meant(entry: Entry) -> bool:
+            return _meets(_item(entry).value, op.filter or {})
+
+        if op.query:
+            hits = banks.search(
+                self.memory,
+                owners,
+                op.query,
+                k=end,
+                where=lambda entry: _item(entry).indexed and meant(entry),
+            )
+            scores = {hit.entry.id: hit.score for hit in hits}
+            found = [hit.entry for hit in hits]
+            if len(found) < end:  # then come those that no query finds
+                found += banks.entries(
+                    self.memory, owners, lambda entry: not _item(entry).indexed and meant(entry)
+                )
+        else:
+            found = [
+                entry for owner in owners for entry in banks.entries(self.memory, [owner], meant)
+            ]
+        found = found[op.offset : end]
+        self._refresh(found, op.refresh_ttl)
+        return [SearchItem(**_fields(entry), score=scores.get(entry.id)) for entry in found]
+
+    def _refresh(self, entries: Sequence[Entry], wanted: bool) -> None:
+        """Start the time to live of items anew: they have been read."""
+        for entry in entries if wanted else ():
+            if (ttl := _item(entry).ttl) is None or entry.expires is None:
+                continue
+            bank = banks.bank_of(self.memory, entry.owner)
+            until = bank.now() + timedelta(minutes=ttl)
+            # Every refresh is a version: a tenth of the time is worth one.
+            if until - entry.expires > timedelta(minutes=ttl / 10):
+                bank.apply([Update(entry.id, entry.text)], reason="LangGraph: read", expires=until)
+
+    def _namespaces(self, op: ListNamespacesOp) -> list[Namespace]:
+        conditions = op.match_conditions or ()
+        found = dict.fromkeys(
+            namespace[: op.max_depth]
+            for namespace, owner in self._owners()
+            if all(_matches(condition, namespace) for condition in conditions)
+            and banks.entries(self.memory, [owner], lambda entry: True)
+        )
+        return list(islice(sorted(found), op.offset, op.offset + op.limit))
+
+    def _owners(self) -> list[tuple[Namespace, Owner]]:
+        """The namespaces there have been, the oldest first."""
+        return [
+            (tuple(owner.user_id.split(".")), owner)
+            for owner in self.memory.store.owners()
+            if not owner.agent_id and not owner.run_id
+        ]
+
+
+class _Item(NamedTuple):
+    """What an entry is to LangGraph."""
+
+    key: str
+    value: dict[str, Any]
+    created: datetime
+    ttl: float | None
+    indexed: bool
+
+
+def _item(entry: Entry) -> _Item:
+    given = entry.metadata.get(KEPT)
+    if given is None:  # not put by LangGraph
+        value = {**entry.metadata, "content": entry.text}
+        return _Item(entry.id, value, entry.stored, None, True)
+    return _Item(**{**given, "created": datetime.fromisoformat(given["created"])})
+
+
+def _fields(entry: Entry) -> dict[str, Any]:
+    item = _item(entry)
+    return {
+        "namespace": tuple(entry.owner.user_id.split(".")),
+        "key": item.key,
+        "value": item.value,
+        "created_at": item.created,
+        "updated_at": entry.stored,
+    }
+
+
+def _matches(condition: MatchCondition, namespace: Namespace) -> bool:
+    path = condition.path
+    if len(namespace) < len(path):
+        return False
+    part = namespace[: len(path)] if condition.match_type == "prefix" else namespace[-len(path) :]
+    return all(wanted in ("*", label) for label, wanted in zip(part, path, strict=True))
+
+
+def _meets(value: Any, wanted: Any) -> bool:
+    """Whether a part of a value is as a filter wants it: equal, or by operators, at any depth."""
+    match wanted:
+        case Mapping() if any(name.startswith("$") for name in wanted):
+            return all(_compares(value, name, limit) for name, limit in wanted.items())
+        case Mapping():
+            return isinstance(value, Mapping) and all(
+                _meets(value.get(name), part) for name, part in wanted.items()
+            )
+        case list() | tuple():
+            return (
+                isinstance(value, list)
+                and len(value) == len(wanted)
+                and all(map(_meets, value, wanted))
+            )
+    return bool(value == wanted)
+
+
+def _compares(value: Any, operator: str, limit: Any) -> bool:
+    match operator:
+        case "$eq":
+            return bool(value == limit)
+        case "$ne":
+            return bool(value != limit)
+        case "$gt" | "$gte" | "$lt" | "$lte":
+            try:
+                a, b = float(value), float(limit)
+            except (TypeError, ValueError):
+                return False  # what is no number, or isn't there, lies on no side of one
+            return {"$gt": a > b, "$gte": a >= b, "$lt": a < b, "$lte": a <= b}[operator]
+    raise ConfigError(f"unknown operator {operator!r}; expected $eq $ne $gt $gte $lt $lte")
