@@ -126,7 +126,9 @@ def _contains(value: Any, wanted: Any, fold: bool) -> bool:
     if isinstance(value, str):
         if not isinstance(wanted, str):
             return False
-        return wanted.casefold() in value.casefold() if fold else wanted in value
+        if fold:
+            value, wanted = value.casefold(), wanted.casefold()
+        return bool(wanted in value)
     return isinstance(value, list) and any(_equal(one, wanted) for one in value)
 
 

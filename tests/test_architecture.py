@@ -16,7 +16,7 @@ compat
 bench train
 aio doctor
 memory
-outbox audit transfer
+outbox audit transfer practice
 remember respond
 extract manage answer
 bank retrieve data filters

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from threading import Thread
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memory_r1.errors import StoreError, UnknownEntry
-from memory_r1.store.index import Index
+from memory_r1.store import columns
+from memory_r1.store.index import Index, packed
 from memory_r1.text import terms
 from memory_r1.types import Entry, Owner
 
@@ -105,6 +108,117 @@ def test_a_copy_and_its_original_go_their_own_ways():
     assert_same(second, filled(entry("a", "cat"), entry("b", "dog")))
 
 
+ROWS = [
+    entry("c", "cat cat dog", "Bo", ("D2:1",)),
+    entry("a", "", ""),
+    entry("b", "the dog runs", sources=("m7", "D1:2")),
+]
+
+
+def stored(*entries: Entry):
+    """Rows as a store keeps them; the body is the id."""
+    vectors = [vector_of(one.text).astype("<f4").tobytes() for one in entries]
+    return [
+        (one.id, one.speaker, packed(one), one.id, vector)
+        for one, vector in zip(entries, vectors, strict=True)
+    ]
+
+
+def test_many_entries_at_once_are_the_same_as_one_by_one():
+    vectors = np.array([vector_of(one.text) for one in ROWS])
+    assert_same(Index.build(ROWS, vectors), filled(*ROWS))
+    assert_same(Index.build([], np.empty((0, 3))), Index())
+    with pytest.raises(StoreError, match=r"3 entries came with vectors of shape \(2, 3\)"):
+        Index.build(ROWS, vectors[:2])
+
+
+def test_what_a_store_kept_is_loaded_and_a_body_is_read_once_when_asked_for():
+    read: list[str] = []
+
+    def read_body(body: str) -> Entry:
+        read.append(body)
+        return next(one for one in ROWS if one.id == body)
+
+    index = Index.load(stored(*ROWS), read_body)
+    assert index.bm25(["dog"]).argmax() == 1 and read == []
+    assert index.copy().entry(1) is index.entry(1) and read == ["b"]
+    assert_same(index, filled(*ROWS))
+    index.put(entry("bb", "bird"), vector_of("bird"))
+    assert_same(index, filled(*ROWS, entry("bb", "bird")))
+
+
+def test_what_another_version_packed_is_packed_anew():
+    rows = [(key, who, b"", body, vector) for key, who, _, body, vector in stored(*ROWS)]
+    old = np.array([columns.PACKING + 1, 9, 9, 9, 9], "<i8").tobytes()
+    rows[0] = (*rows[0][:2], old, *rows[0][3:])
+    index = Index.load(rows, lambda body: next(one for one in ROWS if one.id == body))
+    assert_same(index, filled(*ROWS))
+
+
+def test_stored_vectors_of_two_embedders_are_refused():
+    one, two = stored(*ROWS[:2])
+    with pytest.raises(StoreError, match=r"\[2, 3\] numbers: the embedder has changed"):
+        Index.load([one, (*two[:4], two[4][:8])], str)
+
+
+def test_copies_share_what_they_know_and_an_append_moves_nothing():
+    index = filled(entry("a", "cat"), entry("b", "dog"))
+    copy = index.copy()
+    copy.put(entry("c", "bird"), vector_of("bird"))
+    assert np.shares_memory(index.vectors, copy.vectors)
+    index.put(entry("c", "cow"), vector_of("cow"))
+    assert_same(index, filled(entry("a", "cat"), entry("b", "dog"), entry("c", "cow")))
+    assert_same(copy, filled(entry("a", "cat"), entry("b", "dog"), entry("c", "bird")))
+
+
+def test_old_versions_are_cleared_away():
+    index = filled(entry("a", "cat"), entry("b", "dog"))
+    for i in range(500):
+        index.put(entry("a", f"cat {i}"), vector_of(f"cat {i}"))
+    assert len(index._slots) < 200
+    assert_same(index, filled(entry("a", "cat 499"), entry("b", "dog")))
+
+
+def test_a_word_is_counted_up_to_65535_times_and_a_long_entry_is_held():
+    index = filled(entry("a", "cat " * 100_000), entry("b", "dog"))
+    assert index.bm25(["cat"])[0] > index.bm25(["cat"])[1] == 0
+
+
+def test_readers_of_a_copy_see_nothing_of_what_is_appended_meanwhile():
+    index, wrong = filled(entry("0000", "cat")), []
+    expected = index.bm25(["cat"]).tolist()
+
+    def read(known: Index) -> None:
+        for _ in range(300):
+            if known.bm25(["cat"]).tolist() != expected or len(known.vectors) != 1:
+                wrong.append(len(known))
+
+    reader = Thread(target=read, args=(index.copy(),))
+    with patch.object(columns, "TAIL", 20):
+        reader.start()
+        for i in range(1, 600):
+            index.put(entry(f"{i:04}", "cat dog"), vector_of("cat dog"))
+        reader.join()
+    assert not wrong and len(index) == 600
+
+
+def test_sketches_tell_about_the_cosines_also_of_what_came_after_them():
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((1200, 80)).astype(np.float32) * (0.9 ** np.arange(80))
+    entries = [entry(f"{i:04}", "cat") for i in range(1200)]
+    with patch.object(columns, "SAMPLE", 100):
+        index = Index.build(entries[:500], vectors[:500])
+        for known in (500, 550, 900, 1200):  # nothing new, a few more, more, over twice as many
+            for i in range(len(index), known):
+                index.put(entries[i], vectors[i])
+            query = vectors[7]
+            found = index.sketched(query)
+            np.testing.assert_allclose(found.cosines, index.cosines(query), atol=0.1)
+            assert found.spread == pytest.approx(float(index.cosines(query).std()), rel=0.3)
+    index.drop("0003")
+    np.testing.assert_allclose(index.sketched(query).cosines, index.cosines(query), atol=0.1)
+
+
 ENTRY = st.builds(
     entry,
     st.sampled_from("abcdefgh"),
@@ -116,6 +230,7 @@ ENTRY = st.builds(
 
 @settings(max_examples=200, deadline=None)
 @given(
+    st.sampled_from([1, 5, 1 << 15]),
     st.lists(
         st.one_of(
             st.tuples(st.just("put"), st.integers(0, 2), ENTRY),
@@ -123,9 +238,14 @@ ENTRY = st.builds(
             st.tuples(st.just("copy"), st.integers(0, 2), st.integers(0, 2)),
         ),
         max_size=40,
-    )
+    ),
 )
-def test_any_history_of_puts_drops_and_copies_equals_an_index_built_anew(history):
+def test_any_history_of_puts_drops_and_copies_equals_an_index_built_anew(tail, history):
+    with patch.object(columns, "TAIL", tail):
+        _play(history)
+
+
+def _play(history):
     indexes = [Index(), Index(), Index()]
     believed: list[dict[str, Entry]] = [{}, {}, {}]
     for action, at, what in history:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from memory_r1 import retrieve
 from memory_r1.data import load, scored
 from memory_r1.embed import LocalEmbedder
 from memory_r1.errors import StoreError
 from memory_r1.retrieve import related, search
 from memory_r1.store.index import Index
+from memory_r1.text import terms
 from memory_r1.types import Entry, Owner
 
 NOW = datetime(2024, 5, 1, tzinfo=UTC)
@@ -115,6 +120,56 @@ def test_a_query_that_matches_nothing_returns_the_newest():
     assert texts(search(index, "?", Letters(), k=2)) == ["three", "two"]
 
 
+def test_entries_that_may_not_be_returned_give_way_to_the_next_best():
+    index = bank(*((f"moon {i}", "Ann" if i % 2 else "Bo") for i in range(300)))
+    ranking = texts(search(index, "moon", Letters(), k=300))
+    odd = [text for text in ranking if text.endswith(("7", "9"))]
+
+    def where(entry: Entry) -> bool:
+        return entry.text.endswith(("7", "9"))
+
+    assert texts(search(index, "moon", Letters(), k=5, where=where)) == odd[:5]
+    assert texts(search(index, "moon", Letters(), k=300, where=where)) == odd
+    assert texts(search(index, "moon", Letters(), k=9, per_speaker=2, where=where)) == odd[:2]
+    assert search(index, "moon", Letters(), k=5, where=lambda entry: False) == []
+
+
+def test_what_may_be_returned_is_asked_in_the_order_of_the_ranking_until_enough_may():
+    index = bank(*((f"moon {i}",) for i in range(300)))
+    ranking, asked = texts(search(index, "moon", Letters(), k=300)), []
+
+    def where(entry: Entry) -> bool:
+        asked.append(entry.text)
+        return entry.text != ranking[0]
+
+    assert texts(search(index, "moon", Letters(), k=3, where=where)) == ranking[1:4]
+    assert asked == ranking[: len(asked)] and len(asked) < 20
+
+
+def test_a_rare_word_is_found_whatever_the_vectors_say():
+    for exact_up_to in (10**6, 0):
+        with patch.multiple(retrieve, EXACT_UP_TO=exact_up_to, LIKELY=20):
+            index = bank(*(("z" * (1 + i % 9),) for i in range(500)), ("xylem q",))
+            assert texts(search(index, "xylem zz", Letters(), k=3))[0] == "xylem q"
+
+
+@pytest.mark.parametrize(
+    ("told", "asked"),
+    [
+        ("我在上海工作，养了两只猫", "谁养猫？"),
+        ("来週、京都へ旅行に行きます", "京都旅行はいつ？"),
+        ("저는 부산에서 김치를 만들어요", "부산에 누가 살아요?"),
+        ("ฉันชอบกินข้าวเหนียว", "ใครชอบข้าวเหนียว"),
+    ],
+    ids=["Chinese", "Japanese", "Korean", "Thai"],
+)
+def test_words_are_found_in_scripts_that_put_no_spaces_around_them(told, asked):
+    others = ("我喜欢喝茶", "犬と公園を散歩した", "오늘은 날씨가 좋아요", "พรุ่งนี้ฝนตก", "I like tea")
+    index = bank((told,), *((other,) for other in others))
+    best, second = search(index, asked, Letters(), k=2, explain=True)
+    assert best.entry.text == told and best.signals["words"] > 2 > 1 > second.signals["words"]
+
+
 def test_an_empty_bank_and_no_places_find_nothing():
     assert search(Index(), "moon", Letters(), k=5) == []
     assert search(bank(("moon",)), "moon", Letters(), k=0) == []
@@ -165,6 +220,118 @@ def test_search_returns_the_head_of_one_ranking(rows, query, k):
     assert len({hit.entry.id for hit in ranking}) == len(rows)
     assert all(np.isfinite(hit.score) for hit in ranking)
     assert search(index, query, Letters(), k=k) == ranking[:k]
+
+
+def test_the_head_is_that_of_the_ranking_also_in_a_larger_bank():
+    rng = np.random.default_rng(1)
+    words = "moon sun tea lamp rain far zz".split()
+    index = bank(*((" ".join(rng.choice(words, 3)),) for _ in range(1000)))
+    ranking = search(index, "moon tea z", Letters(), k=1000)
+    assert [hit.score for hit in ranking] == sorted((h.score for h in ranking), reverse=True)
+    for k in (1, 7, 15, 16, 100, 999):
+        assert search(index, "moon tea z", Letters(), k=k) == ranking[:k]
+
+
+def scores_by_hand(entries: Sequence[Entry], query: str) -> list[float]:
+    """The ranking as one would write it down: what the columns have to agree with."""
+
+    def standardised(scores: list[float]) -> list[float]:
+        mean = sum(scores) / len(scores)
+        spread = math.sqrt(sum((score - mean) ** 2 for score in scores) / len(scores))
+        return [(score - mean) / spread if spread > 1e-6 else 0.0 for score in scores]
+
+    def bm25(text: str) -> float:
+        score, counts = 0.0, Counter(terms(text))
+        for term in set(terms(query)):
+            holders = sum(term in terms(entry.text) for entry in entries)
+            rarity = math.log(1 + (len(entries) - holders + 0.5) / (holders + 0.5))
+            damping = 0.9 * (0.6 + 0.4 * counts.total() / max(mean_length, 1))
+            score += rarity * counts[term] * 1.9 / (counts[term] + damping)
+        return score
+
+    mean_length = sum(len(terms(entry.text)) for entry in entries) / len(entries)
+    vectors = Letters().embed([query, *(entry.text for entry in entries)])
+    words = standardised([bm25(entry.text) for entry in entries])
+    cosines = standardised([float(vector @ vectors[0]) for vector in vectors[1:]])
+    own = [word + 0.7 * cosine for word, cosine in zip(words, cosines, strict=True)]
+    places, best, sessions = [], defaultdict(lambda: -math.inf), defaultdict(list)
+    for number, (entry, score) in enumerate(zip(entries, own, strict=True)):
+        session, turn = -1, number
+        if entry.sources:
+            session, turn = map(int, entry.sources[-1].removeprefix("D").split(":"))
+        places.append((session, turn))
+        best[session, turn] = max(best[session, turn], score)
+        sessions[session].append(score)
+    named = {entry.speaker for entry in entries if entry.speaker.lower() in query.lower().split()}
+    totals = []
+    for entry, score, (session, turn) in zip(entries, own, places, strict=True):
+        for step, weight in ((-2, 0.3), (-1, 0.5), (1, 0.5), (2, 0.3)):
+            score += weight * best.get((session, turn + step), 0.0)
+        score += 0.5 * sum(sessions[session]) / len(sessions[session])
+        totals.append(score + (len(named) == 1 and entry.speaker in named))
+    return totals
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.text("moon zq", max_size=9), st.sampled_from(["", "A", "B"]), PLACES),
+        min_size=1,
+    ),
+    st.text("moon zqAB", max_size=12),
+)
+def test_the_ranking_is_the_one_worked_out_by_hand(rows, query):
+    index = bank(*((text, speaker, *places) for text, speaker, places in rows))
+    by_hand = scores_by_hand(index.entries, query)
+    hits = search(index, query, Letters(), k=len(rows))
+    np.testing.assert_allclose(
+        [hit.score for hit in hits],
+        [by_hand[int(hit.entry.id)] for hit in hits],
+        atol=1e-3,
+    )
+
+
+def test_a_large_bank_is_ranked_nearly_as_if_every_vector_were_compared():
+    rng = np.random.default_rng(2)
+    size, dim = 20_000, 96
+    vectors = rng.standard_normal((size, dim)).astype(np.float32) * 0.97 ** np.arange(dim)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    words = [f"word{n}" for n in range(2000)]
+    spoken = rng.zipf(1.3, (size, 6)) % len(words)
+    index = Index.build(
+        (
+            Entry(
+                f"{i:06}",
+                " ".join(words[n] for n in row),
+                Owner("u"),
+                NOW,
+                "",
+                (f"D{i // 9}:{i % 9}",),
+            )
+            for i, row in enumerate(spoken)
+        ),
+        vectors,
+    )
+
+    class Near:
+        """Embeds a query as something near the entry its number names."""
+
+        name, dim = "near", 96
+
+        def embed(self, texts: Sequence[str]) -> np.ndarray:
+            rows = [int(text.split()[0]) for text in texts]
+            noise = np.random.default_rng(rows[0]).standard_normal((len(rows), 96)) * 0.05
+            return (vectors[rows] + noise).astype(np.float32)
+
+    shares = []
+    for i in range(40):
+        query = f"{i * 97} word{i % 7} word{i * 13}"
+        exact = {hit.entry.id for hit in search(index, query, Near(), k=10)}
+        with patch.multiple(retrieve, EXACT_UP_TO=1000, LIKELY=400):
+            found = {hit.entry.id for hit in search(index, query, Near(), k=10)}
+            assert related(index, [query], Near(), k=5)
+        shares.append(len(exact & found) / 10)
+    assert np.mean(shares) >= 0.98
 
 
 @pytest.mark.data

@@ -9,9 +9,10 @@ of the user "memories.ann", which every other verb can read too.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
@@ -48,36 +49,56 @@ KEPT: Final = "langgraph"
 Namespace = tuple[str, ...]
 
 
+class UnknownOperator(ConfigError, ValueError):
+    """A filter compares in a way that LangGraph doesn't know."""
+
+
 def user_of(namespace: Namespace) -> str:
     """The user whose memory a namespace is. Labels hold no periods, so it can be read back."""
     return ".".join(namespace)
 
 
-def kept(
+class Written(NamedTuple):
+    """An item as an entry: what it says, and the metadata that gives the item back."""
+
+    text: str
+    metadata: dict[str, Any]
+
+
+def written(
     key: str,
     value: Mapping[str, Any],
     created: datetime,
+    *,
+    fields: Sequence[str] | None = None,
     ttl: float | None = None,
-    indexed: bool = True,
-) -> dict[str, Any]:
-    """The metadata of an entry that is an item.
+    safe: bool = True,
+) -> Written:
+    """An item as an entry.
 
-    ttl: minutes from its last use. indexed: whether a query finds it. ConfigError when the value
-    isn't JSON.
+    created: when the item was put first. fields: see `text_of`; what says nothing by them goes by
+    its key, and no query finds it. ttl: minutes from its last use. safe: leave obvious credentials
+    out of the text; the value is what was put. Raises ConfigError for a value that isn't JSON.
     """
     try:
         value = json.loads(json.dumps(dict(value), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"the value of {key!r} must be JSON: {error}") from error
-    return {
-        KEPT: {
-            "key": key,
-            "value": value,
-            "created": created.isoformat(),
-            "ttl": ttl,
-            "indexed": indexed,
-        }
+    said = text_of(value, fields)
+    text = (redact(said) if safe else said) if said.strip() else key
+    item = {
+        "key": key,
+        "value": value,
+        "created": created.isoformat(),
+        "ttl": ttl,
+        "indexed": bool(said.strip()),
+        "text": _digest(text),
     }
+    return Written(text, {KEPT: item})
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def text_of(value: Mapping[str, Any], fields: Sequence[str] | None = None) -> str:
@@ -127,6 +148,10 @@ class MemoryStore(BaseStore):
         results = [self._read(op) for op in ops]
         puts = {(op.namespace, op.key): op for op in ops if isinstance(op, PutOp)}
         if puts:
+            # The embedder may be slow: its vectors are cached before other writers have to wait.
+            now = datetime.now(UTC)
+            told = [self._written(put, now).text for put in puts.values() if put.value is not None]
+            self.memory.embedder.embed(told)
             with self.memory.store.transaction():
                 for put in puts.values():
                     self._put(put)
@@ -159,30 +184,31 @@ class MemoryStore(BaseStore):
         if not namespace:
             return None
         owner = self._bank(namespace).owner
-        (*_, found) = (None, *banks.entries(self.memory, [owner], lambda e: _item(e).key == key))
-        return found
+        found = banks.entries(self.memory, [owner], lambda entry: _item(entry).key == key)
+        return found[-1] if found else None
+
+    def _written(self, op: PutOp, created: datetime) -> Written:
+        fields = self._fields if op.index is None else op.index or ()
+        safe = self.memory.settings.redact
+        assert op.value is not None
+        return written(op.key, op.value, created, fields=fields, ttl=op.ttl, safe=safe)
 
     def _put(self, op: PutOp) -> None:
         bank = self._bank(op.namespace)
-        now = bank.now()
         found = self._find(op.namespace, op.key)
         if op.value is None:
             if found is not None:
                 bank.apply([Delete(found.id)], reason="LangGraph")
             return
-        created = _item(found).created if found else now
-        text = text_of(op.value, self._fields if op.index is None else op.index or ())
-        if self.memory.settings.redact:
-            text = redact(text)
-        # An entry says something: what has no text of its own goes by its key.
-        indexed = op.index is not False and bool(text.strip())
-        metadata = kept(op.key, op.value, created, op.ttl, indexed)
-        text = text if indexed else op.key
+        until = None if op.ttl is None else bank.now() + timedelta(minutes=op.ttl)
+        if found is not None and found.expires is not None:
+            until = until or banks.NEVER
+        text, metadata = self._written(op, _item(found).created if found else bank.now())
         bank.apply(
             [Add(text) if found is None else Update(found.id, text)],
             reason="LangGraph",
             metadata=metadata,
-            expires=banks.NEVER if op.ttl is None else now + timedelta(minutes=op.ttl),
+            expires=until,
         )
 
     def _search(self, op: SearchOp) -> list[SearchItem]:
@@ -264,7 +290,10 @@ def _item(entry: Entry) -> _Item:
     if given is None:  # not put by LangGraph
         value = {**entry.metadata, "content": entry.text}
         return _Item(entry.id, value, entry.stored, None, True)
-    return _Item(**{**given, "created": datetime.fromisoformat(given["created"])})
+    value, created = given["value"], datetime.fromisoformat(given["created"])
+    if given["text"] != _digest(entry.text):  # the Memory Manager, or somebody, has changed it
+        value = {**value, "content": entry.text}
+    return _Item(given["key"], value, created, given["ttl"], given["indexed"])
 
 
 def _fields(entry: Entry) -> dict[str, Any]:
@@ -282,7 +311,8 @@ def _matches(condition: MatchCondition, namespace: Namespace) -> bool:
     path = condition.path
     if len(namespace) < len(path):
         return False
-    part = namespace[: len(path)] if condition.match_type == "prefix" else namespace[-len(path) :]
+    start = 0 if condition.match_type == "prefix" else len(namespace) - len(path)
+    part = namespace[start : start + len(path)]
     return all(wanted in ("*", label) for label, wanted in zip(part, path, strict=True))
 
 
@@ -316,4 +346,4 @@ def _compares(value: Any, operator: str, limit: Any) -> bool:
             except (TypeError, ValueError):
                 return False  # what is no number, or isn't there, lies on no side of one
             return {"$gt": a > b, "$gte": a >= b, "$lt": a < b, "$lte": a <= b}[operator]
-    raise ConfigError(f"unknown operator {operator!r}; expected $eq $ne $gt $gte $lt $lte")
+    raise UnknownOperator(f"unknown operator {operator!r}; expected $eq $ne $gt $gte $lt $lte")

@@ -23,7 +23,11 @@ CATEGORIES: Mapping[int, str] = {
 }
 """LoCoMo's own names. Several papers swap them, so every table prints the number too."""
 
+SINGLE_HOP = 4
 ADVERSARIAL = 5
+DECISIONS = "decisions"
+"""Key of `Dialogue.meta`: operations known to be right (`memory_r1.practice`), each a dict with
+"fact", "speaker", and the texts of the "memories" before it and, as "right", after it."""
 
 
 @dataclass(frozen=True)

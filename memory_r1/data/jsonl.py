@@ -17,6 +17,7 @@ from typing import Any, Final, get_args
 from memory_r1.data import (
     ADVERSARIAL,
     CATEGORIES,
+    SINGLE_HOP,
     Dialogue,
     Observation,
     Question,
@@ -39,7 +40,6 @@ _KEYS: Final = {
     "dialogue": ("dialogue", "speakers", "split", "sessions", "meta"),
 }
 """What a line may hold, by the key that tells which kind it is; looked for in this order."""
-_SINGLE_HOP: Final = 4
 _TYPES: Final[Mapping[type, str]] = {
     str: "a text",
     int: "a whole number",
@@ -270,7 +270,7 @@ def _question(
     if category is None:
         # What isn't known counts in every score, which LoCoMo's category 5 alone does not.
         unknown = "answer" in line.record and answer is None
-        category = ADVERSARIAL if unknown else _SINGLE_HOP
+        category = ADVERSARIAL if unknown else SINGLE_HOP
         kind = kind or ("unanswerable" if unknown else "")
     if answer is None:
         if category != ADVERSARIAL:

@@ -16,15 +16,15 @@ from typing import Any, Protocol
 from memory_r1 import extract, retrieve
 from memory_r1.bank import Bank
 from memory_r1.config import Settings
-from memory_r1.data import Dialogue, Question
+from memory_r1.data import DECISIONS, Dialogue, Question
 from memory_r1.embed import Embedder
-from memory_r1.errors import MalformedReply
+from memory_r1.errors import DataError, MalformedReply
 from memory_r1.llm import LLM, Agents, Call, Conversation, drive, strictly
 from memory_r1.remember import AddResult, remember
 from memory_r1.respond import respond
 from memory_r1.store.ram import RamStore
-from memory_r1.text import em, f1
-from memory_r1.types import Answer, Completion, Fact, Owner, Prompt, Turn
+from memory_r1.text import em, f1, normalise
+from memory_r1.types import Add, Answer, Completion, Fact, Owner, Prompt, Turn
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,8 @@ class Situation:
     turns: tuple[tuple[Turn, tuple[Fact, ...]], ...]
     """Turns with their facts, each with at least one fact; one turn in Algorithm 1."""
     questions: tuple[Question, ...]
+    right: tuple[str, ...] | None = None
+    """Where it is known from somebody's correction: the memories that should be left, sorted."""
 
 
 class ManagerEpisode:
@@ -134,7 +136,12 @@ class ManagerEpisode:
         return (self.about, *((e.text, e.said, e.speaker, e.sources) for e in entries))
 
     def judge(self) -> Conversation[Outcome]:
-        """Mean exact match of the frozen agent's answers to the linked questions (the reward)."""
+        """The reward: mean exact match of the frozen agent's answers to the linked questions.
+
+        Where the right memories are known, whether exactly those are left; nobody is asked then.
+        """
+        if self._situation.right is not None:
+            return self._as_corrected(self._situation.right)
         answers: list[Answer] = []
         for question in self._situation.questions:
             answers.append(
@@ -153,6 +160,13 @@ class ManagerEpisode:
                 ],
             },
         )
+
+    def _as_corrected(self, right: Sequence[str]) -> Outcome:
+        left = sorted(entry.text for entry in self._bank.entries())
+        same = [normalise(text) for text in left] == [normalise(text) for text in right]
+        hit = float(same and not self.malformed)  # to say nothing readable is no NOOP
+        facts = [fact.text for _, facts in self._situation.turns for fact in facts]
+        return Outcome(hit, hit, hit, {"facts": facts, "right": list(right), "left": left})
 
 
 @dataclass(frozen=True)
@@ -290,6 +304,37 @@ def situations(
         return found
 
     return [s for of in drive([play(d) for d in dialogues], agents) for s in of]
+
+
+def corrections(dialogues: Sequence[Dialogue], embedder: Embedder) -> list[Situation]:
+    """One situation per decision that somebody has judged (`memory_r1.practice`).
+
+    On an empty bank there is nothing to decide, so those are left out. Raises DataError.
+    """
+    found = []
+    for dialogue in dialogues:
+        for i, decision in enumerate(dialogue.meta.get(DECISIONS, ())):
+            name = f"{dialogue.id}/decision {i}"
+            match decision:
+                case {
+                    "fact": str(text),
+                    "speaker": str(speaker),
+                    "memories": [*memories],
+                    "right": [*right],
+                } if all(isinstance(memory, str) for memory in (*memories, *right)):
+                    pass
+                case _:
+                    raise DataError(
+                        f"{name}: expected fact, speaker, and the texts of memories and right, "
+                        f"got {decision!r:.200}"
+                    )
+            if memories:
+                bank = Bank(RamStore(), embedder, Owner(dialogue.id))
+                bank.apply([Add(memory) for memory in memories])
+                turn = Turn(speaker, text)
+                told = ((turn, (Fact(text),)),)
+                found.append(Situation(name, bank, told, (), tuple(sorted(right))))
+    return found
 
 
 def _at_stake(

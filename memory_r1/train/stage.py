@@ -28,6 +28,7 @@ from memory_r1.train.episodes import (
     ManagerEpisode,
     Situation,
     Task,
+    corrections,
     situations,
     tasks,
     whole_dialogues,
@@ -227,7 +228,7 @@ def _starts(
         return tasks(dialogues, frozen, embedder, settings)
     if run.rollout.turns > 1:
         return whole_dialogues(dialogues, frozen, embedder, settings, turns=run.rollout.turns)
-    return situations(
+    practice = situations(
         dialogues,
         frozen,
         embedder,
@@ -235,6 +236,7 @@ def _starts(
         questions=run.rollout.questions,
         seed=run.seed,
     )
+    return practice + corrections(dialogues, embedder)
 
 
 def dialogues_of(run: Run) -> tuple[list[Dialogue], list[Dialogue]]:
