@@ -99,7 +99,7 @@ def _operator(key: str, name: str, wanted: Any) -> Callable[[Any], bool]:
 
 def _equal(value: Any, wanted: Any) -> bool:
     if isinstance(value, datetime):
-        return value == _moment(wanted)
+        return bool(value == _moment(wanted))
     # To Python, True is 1; to whoever filters, it isn't.
     return isinstance(value, bool) == isinstance(wanted, bool) and bool(value == wanted)
 
@@ -128,7 +128,7 @@ def _contains(value: Any, wanted: Any, fold: bool) -> bool:
             return False
         if fold:
             value, wanted = value.casefold(), wanted.casefold()
-        return bool(wanted in value)
+        return wanted in value
     return isinstance(value, list) and any(_equal(one, wanted) for one in value)
 
 

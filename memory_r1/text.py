@@ -145,19 +145,23 @@ _UNSPACED: Final = re.compile(
     "\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff]+)"
 )
 
+_HAN: Final = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+
 
 def terms(text: str) -> tuple[str, ...]:
     """The index terms of a text, in order: lower-cased stems of all but the stop words.
 
     Scripts without spaces yield overlapping pairs of characters, since what is a word there is
-    a question for a dictionary. Stems are Snowball's English ones.
+    a question for a dictionary, and each Chinese character, which often is one. Stems are
+    Snowball's English ones. Stores keep what it yields: see `store.columns.PACKING`.
     """
     if text.isascii():
         return tuple(_stem(w) for w in _ASCII_WORD.findall(text.lower()) if w not in STOP_WORDS)
     found: list[str] = []
     for i, run in enumerate(_UNSPACED.split(_letters(text))):
         if i % 2:
-            found += [run[j : j + 2] for j in range(max(1, len(run) - 1))]
+            found += [run[j : j + 2] for j in range(len(run) - 1)]
+            found += run if len(run) == 1 else _HAN.findall(run)
         else:
             found += [_stem(word) for word in run.split() if word not in STOP_WORDS]
     return tuple(found)

@@ -25,16 +25,18 @@ from langgraph.store.memory import InMemoryStore  # noqa: E402
 
 from memory_r1 import Memory  # noqa: E402
 from memory_r1.compat.langgraph import MemoryStore, text_of  # noqa: E402
+from memory_r1.embed import LocalEmbedder  # noqa: E402
 from memory_r1.errors import ConfigError, MemoryR1Error  # noqa: E402
 from memory_r1.llm import ScriptedLLM  # noqa: E402
 
+EMBEDDER = LocalEmbedder()
 PEERS = Path(__file__).parents[1] / ".venv-peers" / "bin" / "python"
 SCRIPT = Path(__file__).parent / "compat" / "langgraph_graph.py"
 
 
 @pytest.fixture
 def memory(tmp_path):
-    with Memory(tmp_path / "m.db") as memory:
+    with Memory(tmp_path / "m.db", embedder=EMBEDDER) as memory:
         yield memory
 
 
@@ -74,23 +76,30 @@ conditions = st.one_of(
 )
 paths = st.lists(st.sampled_from(["a", "b", "*"]), min_size=1, max_size=2).map(tuple)
 matches = st.builds(MatchCondition, st.sampled_from(["prefix", "suffix"]), paths)
-puts = st.builds(PutOp, namespaces, names, st.one_of(st.none(), values, values, values))
+puts = st.builds(
+    PutOp, namespaces, names, st.one_of(st.none(), values, values), st.none(), ttl=st.none()
+)
 gets = st.builds(GetOp, namespaces, names)
 searches = st.builds(
     SearchOp,
     st.one_of(namespaces, st.just(())),
     st.one_of(st.none(), conditions),
-    limit=st.integers(0, 5),
-    offset=st.integers(0, 3),
+    st.integers(0, 5),
+    st.integers(0, 3),
+    st.none(),
 )
 listings = st.builds(
     ListNamespacesOp,
     st.one_of(st.none(), st.lists(matches, max_size=2).map(tuple)),
-    max_depth=st.one_of(st.none(), st.integers(1, 3)),
-    limit=st.integers(0, 5),
-    offset=st.integers(0, 2),
+    st.one_of(st.none(), st.integers(1, 3)),
+    st.integers(0, 5),
+    st.integers(0, 2),
 )
-batches = st.lists(st.one_of(puts, puts, gets, searches, listings), min_size=1, max_size=4)
+# Theirs lists a namespace that the same batch has only looked at: listings go by themselves.
+batches = st.one_of(
+    st.lists(st.one_of(puts, puts, gets, searches), min_size=1, max_size=4),
+    st.lists(listings, min_size=1, max_size=2),
+)
 
 
 def seen(result):
@@ -106,10 +115,10 @@ def seen(result):
 @given(st.lists(batches, min_size=1, max_size=8))
 def test_it_answers_as_langgraphs_own_store(program):
     theirs = InMemoryStore()
-    with Memory("ram:") as memory:
+    with Memory("ram:", embedder=EMBEDDER) as memory:
         ours = MemoryStore(memory)
         for batch in program:
-            # Theirs lists a namespace for ever once it was looked at, and puts it first then.
+            # Nor does theirs forget a namespace whose items are gone.
             for namespace in [n for n, items in theirs._data.items() if not items]:
                 del theirs._data[namespace]
             order = {namespace: i for i, namespace in enumerate(theirs._data)}
@@ -131,7 +140,7 @@ def spans(op, order):
 @given(st.lists(puts, min_size=1, max_size=12), st.one_of(st.none(), conditions))
 def test_a_search_over_namespaces_finds_the_same_items(program, condition):
     theirs = InMemoryStore()
-    with Memory("ram:") as memory:
+    with Memory("ram:", embedder=EMBEDDER) as memory:
         ours = MemoryStore(memory)
         for put in program:
             ours.batch([put])
@@ -150,7 +159,7 @@ def test_a_query_finds_what_means_the_same(store):
     store.put(("memories", "ann"), "2", {"content": "Ann moved to Lisbon last spring"})
     store.put(("memories", "ben"), "3", {"content": "Ben plays the oboe"})
     assert keys(store.search(("memories", "ann"), query="Which instrument?", limit=1)) == ["1"]
-    found = store.search(("memories",), query="Where does Ann live?", limit=3)
+    found = store.search(("memories",), query="Which city did Ann move to?", limit=3)
     assert found[0].key == "2"
     assert found[0].score >= found[1].score >= found[2].score
     assert store.search(("memories",), query="oboe", filter={"content": "Ben plays the oboe"})[
@@ -228,7 +237,7 @@ def test_what_the_memory_manager_changes_shows_in_the_item(tmp_path):
         json.dumps({"facts": [{"text": "Ann has another dog, Scout"}]}),
         json.dumps({"operations": [{"op": "UPDATE", "id": 0, "text": text}]}),
     ]
-    with Memory(tmp_path / "m.db", llm=ScriptedLLM(replies)) as memory:
+    with Memory(tmp_path / "m.db", embedder=EMBEDDER, llm=ScriptedLLM(replies)) as memory:
         store = MemoryStore(memory)
         store.put(("ann",), "dogs", {"content": "Ann has a dog, Buddy", "kind": "pets"})
         memory.add("I adopted another dog, Scout", user_id="ann")
@@ -248,7 +257,7 @@ class Clock:
 
 def test_an_item_ends_when_it_was_not_used_for_its_time(tmp_path):
     clock = Clock()
-    with Memory(tmp_path / "m.db", now=clock) as memory:
+    with Memory(tmp_path / "m.db", embedder=EMBEDDER, now=clock) as memory:
         store = MemoryStore(memory)
         store.put(("n",), "short", {"content": "tea"}, ttl=10)
         store.put(("n",), "long", {"content": "oboe"})
@@ -268,7 +277,7 @@ def test_an_item_ends_when_it_was_not_used_for_its_time(tmp_path):
 
 def test_a_time_to_live_can_be_taken_back(tmp_path):
     clock = Clock()
-    with Memory(tmp_path / "m.db", now=clock) as memory:
+    with Memory(tmp_path / "m.db", embedder=EMBEDDER, now=clock) as memory:
         store = MemoryStore(memory, ttl={"default_ttl": 10})
         store.put(("n",), "k", {"content": "tea"})
         store.put(("n",), "k", {"content": "tea"}, ttl=None)
@@ -278,7 +287,7 @@ def test_a_time_to_live_can_be_taken_back(tmp_path):
 
 def test_reading_does_not_write_a_version_each_time(tmp_path):
     clock = Clock()
-    with Memory(tmp_path / "m.db", now=clock) as memory:
+    with Memory(tmp_path / "m.db", embedder=EMBEDDER, now=clock) as memory:
         store = MemoryStore(memory)
         store.put(("n",), "k", {"content": "tea"}, ttl=60)
         for _ in range(20):
@@ -306,6 +315,11 @@ def test_a_batch_reads_first_and_the_last_put_of_a_key_counts(store):
     )
     assert results == [None, None, None]
     assert store.get(("n",), "k").value == {"content": "second"}
+
+
+def test_a_time_to_live_beyond_all_calendars_is_for_ever(store):
+    store.put(("n",), "k", {"content": "tea"}, ttl=1e12)
+    assert store.get(("n",), "k").value == {"content": "tea"}
 
 
 @pytest.mark.parametrize("namespace", [(), ("",), ("a.b",), ("langgraph",), ("a", 1)])

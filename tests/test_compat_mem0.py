@@ -13,10 +13,12 @@ import pytest
 import memory_r1
 from memory_r1.compat import mem0
 from memory_r1.compat.mem0_config import open_memory
+from memory_r1.embed import LocalEmbedder
 from memory_r1.errors import ConfigError, MemoryR1Error
 from memory_r1.llm import ScriptedLLM
 from memory_r1.types import Owner
 
+EMBEDDER = LocalEmbedder()
 HERE = Path(__file__).parent / "compat"
 PEERS = Path(__file__).parents[1] / ".venv-peers" / "bin" / "python"
 sys.path.insert(0, str(HERE))
@@ -82,7 +84,7 @@ def test_the_recording_is_what_the_real_package_does():
 
 @pytest.fixture
 def memory(tmp_path):
-    with mem0.Memory(memory=memory_r1.Memory(tmp_path / "m.db")) as memory:
+    with mem0.Memory(memory=memory_r1.Memory(tmp_path / "m.db", embedder=EMBEDDER)) as memory:
         yield memory
 
 
@@ -176,7 +178,7 @@ def test_filters_go_by_mem0s_names_of_fields(memory):
 
 def test_a_memory_lives_through_its_last_day(tmp_path):
     now = datetime(2024, 5, 7, 23, 59, tzinfo=UTC)
-    native = memory_r1.Memory(tmp_path / "m.db", now=lambda: now)
+    native = memory_r1.Memory(tmp_path / "m.db", embedder=EMBEDDER, now=lambda: now)
     memory = mem0.Memory(memory=native)
     known = memory.add("The offer ends", user_id="ann", infer=False, expiration_date="2024-05-07")[
         "results"
@@ -195,7 +197,7 @@ def test_a_memory_lives_through_its_last_day(tmp_path):
 
 def test_what_a_model_failed_at_is_told_and_can_be_tried_again(tmp_path):
     script = ScriptedLLM(["nonsense", "nonsense", *replies_for("Ann plays the oboe")])
-    memory = mem0.Memory(memory=memory_r1.Memory(tmp_path / "m.db", llm=script))
+    memory = mem0.Memory(memory=memory_r1.Memory(tmp_path / "m.db", embedder=EMBEDDER, llm=script))
     failed = memory.add("I play the oboe", user_id="ann")
     assert failed["results"] == []
     assert "oboe" in failed["deferred"][0]["memory"]
@@ -250,7 +252,7 @@ def test_errors_can_be_caught_as_mem0s_or_as_ours(memory):
 
 def test_many_tasks_may_use_it_at_once(tmp_path):
     async def play():
-        native = memory_r1.Memory(tmp_path / "m.db")
+        native = memory_r1.Memory(tmp_path / "m.db", embedder=EMBEDDER)
         async with mem0.AsyncMemory(memory=native) as memory:
             texts = [f"Fact {name} about {name * 3}" for name in "abcdefgh"]
             await asyncio.gather(*(memory.add(text, user_id="ann", infer=False) for text in texts))

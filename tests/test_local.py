@@ -300,6 +300,23 @@ def test_threads_of_a_server_take_turns(folder):
     assert [got[n] for n in range(8)] == expected
 
 
+def test_models_that_are_loaded_by_several_threads_are_whole(folder):
+    """transformers alone says of some of them that weights are missing."""
+    expected = LocalLLM(folder).complete([says("Ida has a dog")], max_tokens=5)
+    got, models = [], [LocalLLM(folder) for _ in range(6)]
+    ask = [
+        threading.Thread(
+            target=lambda llm=llm: got.append(llm.complete([says("Ida has a dog")], max_tokens=5))
+        )
+        for llm in models
+    ]
+    for thread in ask:
+        thread.start()
+    for thread in ask:
+        thread.join()
+    assert got == [expected] * 6
+
+
 def test_threads_are_set_on_purpose_only(monkeypatch):
     before = torch.get_num_threads()
     monkeypatch.delenv("MEMORY_R1_THREADS", raising=False)

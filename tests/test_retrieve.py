@@ -147,10 +147,13 @@ def test_what_may_be_returned_is_asked_in_the_order_of_the_ranking_until_enough_
 
 
 def test_a_rare_word_is_found_whatever_the_vectors_say():
+    rng = np.random.default_rng(3)
+    letters = (" ".join(rng.choice(list("qxz"), 6)) for _ in range(500))
+    index = bank(*((text,) for text in letters), ("xylem q q q q",))
     for exact_up_to in (10**6, 0):
         with patch.multiple(retrieve, EXACT_UP_TO=exact_up_to, LIKELY=20):
-            index = bank(*(("z" * (1 + i % 9),) for i in range(500)), ("xylem q",))
-            assert texts(search(index, "xylem zz", Letters(), k=3))[0] == "xylem q"
+            [hit, _] = search(index, "xylem zzz", Letters(), k=2, explain=True)
+            assert hit.entry.text == "xylem q q q q" and hit.signals["vectors"] < -0.5
 
 
 @pytest.mark.parametrize(
@@ -167,7 +170,7 @@ def test_words_are_found_in_scripts_that_put_no_spaces_around_them(told, asked):
     others = ("我喜欢喝茶", "犬と公園を散歩した", "오늘은 날씨가 좋아요", "พรุ่งนี้ฝนตก", "I like tea")
     index = bank((told,), *((other,) for other in others))
     best, second = search(index, asked, Letters(), k=2, explain=True)
-    assert best.entry.text == told and best.signals["words"] > 2 > 1 > second.signals["words"]
+    assert best.entry.text == told and best.signals["words"] > 1 > second.signals["words"]
 
 
 def test_an_empty_bank_and_no_places_find_nothing():
@@ -293,7 +296,7 @@ def test_the_ranking_is_the_one_worked_out_by_hand(rows, query):
 
 def test_a_large_bank_is_ranked_nearly_as_if_every_vector_were_compared():
     rng = np.random.default_rng(2)
-    size, dim = 20_000, 96
+    size, dim = 8_000, 96
     vectors = rng.standard_normal((size, dim)).astype(np.float32) * 0.97 ** np.arange(dim)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     words = [f"word{n}" for n in range(2000)]

@@ -195,15 +195,17 @@ class MemoryStore(BaseStore):
 
     def _put(self, op: PutOp) -> None:
         bank = self._bank(op.namespace)
+        now = bank.now()
+        bank = Bank(bank.store, bank.embedder, bank.owner, now=lambda: now)
         found = self._find(op.namespace, op.key)
         if op.value is None:
             if found is not None:
                 bank.apply([Delete(found.id)], reason="LangGraph")
             return
-        until = None if op.ttl is None else bank.now() + timedelta(minutes=op.ttl)
+        until = None if op.ttl is None else _after(now, op.ttl)
         if found is not None and found.expires is not None:
             until = until or banks.NEVER
-        text, metadata = self._written(op, _item(found).created if found else bank.now())
+        text, metadata = self._written(op, _item(found).created if found else now)
         bank.apply(
             [Add(text) if found is None else Update(found.id, text)],
             reason="LangGraph",
@@ -251,9 +253,9 @@ class MemoryStore(BaseStore):
             if (ttl := _item(entry).ttl) is None or entry.expires is None:
                 continue
             bank = banks.bank_of(self.memory, entry.owner)
-            until = bank.now() + timedelta(minutes=ttl)
+            until = _after(bank.now(), ttl)
             # Every refresh is a version: a tenth of the time is worth one.
-            if until - entry.expires > timedelta(minutes=ttl / 10):
+            if (until - entry.expires).total_seconds() > 60 * ttl / 10:
                 bank.apply([Update(entry.id, entry.text)], reason="LangGraph: read", expires=until)
 
     def _namespaces(self, op: ListNamespacesOp) -> list[Namespace]:
@@ -305,6 +307,13 @@ def _fields(entry: Entry) -> dict[str, Any]:
         "created_at": item.created,
         "updated_at": entry.stored,
     }
+
+
+def _after(moment: datetime, minutes: float) -> datetime:
+    try:
+        return min(moment + timedelta(minutes=minutes), banks.NEVER)
+    except OverflowError:
+        return banks.NEVER
 
 
 def _matches(condition: MatchCondition, namespace: Namespace) -> bool:

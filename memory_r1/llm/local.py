@@ -39,6 +39,8 @@ _TOKENIZERS = (
     "tokenizer_config.json",
 )
 _REMEMBERED = 20_000
+_LOADING = threading.Lock()
+"""transformers sets process-wide switches while it loads: two models at once lose weights."""
 T = TypeVar("T")
 
 
@@ -296,7 +298,7 @@ class LocalLLM:
         use_threads(None)
         device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = self._dtype or ("float32" if device == "cpu" else "auto")
-        with _no_progress_bars():
+        with _LOADING, _no_progress_bars():
             _find_on_hub(self._base)
             tokenizer = self._try("tokenizer", lambda: _load_tokenizer(self.path, self._base))
             model = self._try("weights", lambda: _load_model(self.path, self._base, dtype))

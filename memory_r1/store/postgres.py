@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Final
 
-import numpy as np
-
 from memory_r1.errors import MissingExtra, StoreError, UnknownEntry
 
 try:
@@ -18,7 +16,7 @@ except ImportError as err:  # psycopg itself, or the libpq it needs
     raise MissingExtra("a store in PostgreSQL", "psycopg", "postgres") from err
 
 from memory_r1.store import Vector, codec
-from memory_r1.store.index import Index
+from memory_r1.store.index import Index, packed
 from memory_r1.store.postgres_schema import Row, read_vector
 from memory_r1.store.postgres_session import EVERYBODY, CachedIndex, Database, Session
 from memory_r1.store.ram import RamStore
@@ -76,10 +74,11 @@ _PUT: Final = (
     " WHERE owner = number AND id = %(id)s AND version > %(version)s),"
     " before AS (UPDATE versions SET current = false FROM owned"
     " WHERE owner = number AND id = %(id)s AND version < %(version)s AND current),"
-    " this AS (INSERT INTO versions (owner, id, version, current, body, vector)"
-    " SELECT number, %(id)s, %(version)s, %(current)s, %(body)s, %(vector)s::vector FROM owned"
-    " ON CONFLICT (owner, id, version) DO UPDATE"
-    " SET current = excluded.current, body = excluded.body, vector = excluded.vector)"
+    " this AS (INSERT INTO versions (owner, id, version, current, body, speaker, words, vector)"
+    " SELECT number, %(id)s, %(version)s, %(current)s, %(body)s, %(speaker)s, %(words)s,"
+    " %(vector)s::vector FROM owned ON CONFLICT (owner, id, version) DO UPDATE"
+    " SET current = excluded.current, body = excluded.body, speaker = excluded.speaker,"
+    " words = excluded.words, vector = excluded.vector)"
     " INSERT INTO heads (owner, id, version, revision)"
     " SELECT number, %(id)s, %(version)s, revision FROM owned ON CONFLICT (owner, id)"
     " DO UPDATE SET version = excluded.version, revision = excluded.revision"
@@ -152,6 +151,8 @@ class PostgresStore:
                     "version": entry.version,
                     "current": entry.superseded is None,
                     "body": _pack(codec.entry_to_json(entry)),
+                    "speaker": entry.speaker.encode("utf-8", "surrogatepass"),
+                    "words": packed(entry),
                     "vector": vector,
                 },
             )
@@ -454,7 +455,7 @@ class PostgresStore:
         lost = self._database.lost
         rows = self._of(
             owner,
-            "SELECT number, o.revision, h.id, body, vector"
+            "SELECT number, o.revision, h.id, speaker, words, body, vector"
             " FROM (SELECT number, revision FROM owners WHERE key = %s) o"
             " LEFT JOIN heads h ON h.owner = number AND h.revision > %s"
             " LEFT JOIN versions v ON current AND v.owner = h.owner AND v.id = h.id"
@@ -466,23 +467,26 @@ class PostgresStore:
             return self._refreshed(owner, None)
         if cached and cached.revision >= revision:
             return cached
-        changed = [row[2:] for row in rows if row[2] is not None]
-        kept = {
-            entry_id: (codec.entry_from_json(codec.unpack(body), owner), read_vector(vector))
-            for entry_id, body, vector in changed
-            if body is not None
-        }
-        sizes = {len(vector) for _, vector in kept.values()}
+        rows = [row[2:] for row in rows if row[2] is not None]
+        there = [row for row in rows if row[-1] is not None]
+
+        def read(body: bytes) -> Entry:
+            return codec.entry_from_json(codec.unpack(body), owner)
+
         if not cached:
-            entries = [entry for entry, _ in kept.values()]
-            vectors = np.stack([vector for _, vector in kept.values()]) if kept else ()
-            return CachedIndex(number, revision, lost, Index.build(entries, vectors))
+            loaded = (
+                (entry_id, speaker.decode("utf-8", "surrogatepass"), words, body, _bytes(vector))
+                for entry_id, speaker, words, body, vector in there
+            )
+            return CachedIndex(number, revision, lost, Index.load(loaded, read))
+        put = {row[0]: (read(row[3]), read_vector(row[4])) for row in there}
+        sizes = {len(vector) for _, vector in put.values()}
         if len(cached.index) and sizes - {cached.index.vectors.shape[1]}:
             return self._refreshed(owner, None)  # re-embedded meanwhile
         index = cached.index.copy()
-        for entry_id, _, _ in changed:
-            if entry_id in kept:
-                index.put(*kept[entry_id])
+        for entry_id, *_ in rows:
+            if entry_id in put:
+                index.put(*put[entry_id])
             elif entry_id in index:
                 index.drop(entry_id)
         return CachedIndex(number, revision, lost, index)
@@ -513,6 +517,11 @@ class PostgresStore:
                 "the memories are erased, but their text is still in the pages of the tables "
                 f"({'; '.join(said)}); call forget again, or leave it to the server's autovacuum"
             )
+
+
+def _bytes(vector: bytes) -> bytes:
+    """A vector as an index takes it, from what PostgreSQL sends."""
+    return read_vector(vector).astype("<f4", copy=False).tobytes()
 
 
 def _collector(said: list[str]) -> Callable[[Diagnostic], None]:

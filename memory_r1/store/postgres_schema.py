@@ -92,7 +92,8 @@ def _first(connection: Connection) -> None:
 
     Bodies and keys are bytes, since PostgreSQL's text has no NUL. Ids are text that sorts by its
     code points. `current` marks a last version that isn't superseded, beside its vector, so that
-    an index of vectors can leave out all others.
+    an index of vectors can leave out all others. `words` is what columns.py packs of a body: with
+    it an `Index` is loaded without reading any text.
     """
     for statement in (
         "CREATE TABLE meta (key text PRIMARY KEY, value text NOT NULL)",
@@ -104,7 +105,8 @@ def _first(connection: Connection) -> None:
         "CREATE INDEX heads_by_revision ON heads (owner, revision)",
         'CREATE TABLE versions (owner bigint NOT NULL, id text COLLATE "C" NOT NULL,'
         " version integer NOT NULL, current boolean NOT NULL, body bytea NOT NULL,"
-        " vector vector NOT NULL, PRIMARY KEY (owner, id, version))",
+        " speaker bytea NOT NULL, words bytea NOT NULL, vector vector NOT NULL,"
+        " PRIMARY KEY (owner, id, version))",
         *(
             f"CREATE TABLE {table} (number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,"
             f' owner bigint NOT NULL, id text COLLATE "C" NOT NULL, {columns}'
