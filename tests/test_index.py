@@ -45,6 +45,7 @@ def assert_same(one: Index, other: Index) -> None:
         np.testing.assert_array_equal(one.vectors, other.vectors)
     for query in ("cat", "dog runs", "cat cat bird", "xyz"):
         np.testing.assert_allclose(one.bm25(terms(query)), other.bm25(terms(query)), rtol=1e-6)
+        np.testing.assert_array_equal(one.holding(terms(query)), other.holding(terms(query)))
     for speaker in ("Ann", "Bo", "Cy"):
         np.testing.assert_array_equal(one.spoken_by(speaker), other.spoken_by(speaker))
 
@@ -60,6 +61,15 @@ def test_a_rare_word_counts_more_than_a_common_one_and_a_repeated_query_word_onc
     car, bus, _ = index.bm25(terms("red car"))
     assert car > 2 * bus > 0
     np.testing.assert_array_equal(index.bm25(terms("car car")), index.bm25(terms("car")))
+
+
+def test_the_entries_that_hold_all_of_some_words_are_looked_up():
+    index = filled(entry("a", "cat dog"), entry("b", "dog runs"), entry("c", "dog cat runs"))
+    assert index.holding(terms("cats and dogs")).tolist() == [0, 2]
+    assert index.holding(["dog"]).tolist() == index.holding([]).tolist() == [0, 1, 2]
+    assert index.holding(["dog", "bird"]).tolist() == []
+    index.drop("a")
+    assert index.holding(["dog"]).tolist() == [0, 1] and index.holding(["cat"]).tolist() == [1]
 
 
 def test_an_empty_index_answers():

@@ -278,8 +278,9 @@ def test_an_id_without_a_network_is_a_model_that_is_not_there(monkeypatch, tmp_p
         LocalLLM("no-one/nothing").complete([says("Ida")])
 
 
-def test_without_torch_the_extra_is_named(folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
+@pytest.mark.parametrize("package", ["torch", "transformers", "llguidance"])
+def test_without_what_it_needs_the_extra_is_named(folder, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtra, match=r"memory-r1\[train\]"):
         LocalLLM(folder)
 

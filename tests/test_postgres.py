@@ -199,6 +199,18 @@ def test_a_missing_database_is_named(postgres):
         PostgresStore(url)
 
 
+@on_a_server
+def test_who_may_not_switch_pgvector_on_is_told_what_to_have_run(postgres, connection):
+    connection.execute("CREATE ROLE plain LOGIN")
+    connection.execute("CREATE DATABASE bare OWNER plain")
+    url = postgres.replace("postgres:@/postgres?", "plain:@/bare?")
+    with pytest.raises(StoreError, match="an administrator run there:  CREATE EXTENSION vector"):
+        PostgresStore(url)
+    with psycopg.connect(url.partition("&schema=")[0]) as bare:
+        tables = "SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'test%'"
+        assert bare.execute(tables).fetchone() == (0,)
+
+
 # transactions and locks
 
 
@@ -465,6 +477,21 @@ def test_forget_says_who_may_still_read_what_is_erased(postgres, store, connecti
     connection.execute("ROLLBACK")
     assert set(hurried.forget(ANNA).values()) == {0}
     hurried.close()
+
+
+@on_a_server
+def test_forget_says_when_this_user_may_not_clear_the_pages(postgres, store, connection):
+    store.put(entry("a"), EAST)
+    schema = postgres.partition("&schema=")[2]
+    connection.execute("CREATE ROLE clerk LOGIN")
+    connection.execute(f"GRANT USAGE ON SCHEMA {schema} TO clerk")
+    rights = "SELECT, INSERT, UPDATE, DELETE"
+    connection.execute(f"GRANT {rights} ON ALL TABLES IN SCHEMA {schema} TO clerk")
+    clerk = PostgresStore(postgres.replace("postgres:@", "clerk:@"))
+    with pytest.raises(StoreError, match='are erased, but .*permission denied to vacuum "owners"'):
+        clerk.forget(ANNA)
+    assert store.owners() == []
+    clerk.close()
 
 
 @on_a_server

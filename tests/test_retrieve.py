@@ -19,10 +19,10 @@ from memory_r1 import retrieve
 from memory_r1.data import load, scored
 from memory_r1.embed import LocalEmbedder
 from memory_r1.errors import StoreError
-from memory_r1.retrieve import related, search
+from memory_r1.retrieve import holding, related, search
 from memory_r1.store.index import Index
 from memory_r1.text import terms
-from memory_r1.types import Entry, Owner
+from memory_r1.types import Entry, Hit, Owner
 
 NOW = datetime(2024, 5, 1, tzinfo=UTC)
 DATA = Path(os.environ.get("MEMORY_R1_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -198,6 +198,33 @@ def test_related_leaves_neighbours_out():
         ("moon again", "A", "D9:9"),
     )
     assert [e.text for e in related(index, ["moon"], Letters(), k=2)] == ["moon", "moon again"]
+
+
+def test_related_entries_are_those_with_the_best_rank_for_any_fact():
+    rng = np.random.default_rng(4)
+    words = "moon sun tea lamp rain far q x z".split()
+    index = bank(*((" ".join(rng.choice(words, 4)),) for _ in range(200)))
+    facts = ["moon q rain", "lamp x", "far z z tea"]
+    scores = np.array(
+        [
+            [hit.signals["words"] + hit.signals["vectors"] for hit in sorted(hits, key=by_id)]
+            for hits in (search(index, fact, Letters(), k=200, explain=True) for fact in facts)
+        ]
+    )
+    ranks = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1).min(axis=0)
+    expected = sorted(np.lexsort((-scores.max(axis=0), ranks))[:8])
+    assert [int(entry.id) for entry in related(index, facts, Letters(), k=8)] == expected
+
+
+def by_id(hit: Hit) -> str:
+    return hit.entry.id
+
+
+def test_the_entries_with_every_word_of_a_text_are_found():
+    index = bank(("Ann: I like the moon",), ("Ann: moon",), ("Bo: the moon I like",), ("the",))
+    held = [entry.text for entry in holding(index, "like moon")]
+    assert held == ["Ann: I like the moon", "Bo: the moon I like"]
+    assert len(holding(index, "the")) == 4 and holding(index, "like tea") == []
 
 
 def test_a_small_bank_is_shown_whole():

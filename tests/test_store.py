@@ -642,6 +642,23 @@ def test_everything_is_kept_when_closed_and_opened_again(location):
     again.close()
 
 
+def test_an_index_that_is_read_again_scores_as_the_one_that_was_filled(location):
+    store = open_store(location)
+    texts = ("her cat sleeps", "his dog, his dog", "half a cat \ud83d")
+    for number, (text, speaker) in enumerate(zip(texts, ("Anna", "Bo\0", "\ud83d"), strict=True)):
+        store.put(entry(str(number), text, speaker=speaker, sources=(f"D1:{number}",)), EAST)
+    filled = store.index(ANNA)
+    store.put(entry("1", "his cat", version=2), NORTH)
+    store.put(entry("1", texts[1], speaker="Bo\0", sources=("D1:1",)), EAST)
+    again = open_store(location)
+    for index in (store.index(ANNA), again.index(ANNA)):
+        assert index.entries == filled.entries and index.speakers == filled.speakers
+        assert index.bm25(["cat", "dog"]).tolist() == filled.bm25(["cat", "dog"]).tolist()
+        assert (index.sessions.tolist(), index.turns.tolist()) == ([1, 1, 1], [0, 1, 2])
+    store.close()
+    again.close()
+
+
 def run_python(code: str, *arguments: object) -> subprocess.Popen:
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})

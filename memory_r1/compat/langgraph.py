@@ -9,17 +9,15 @@ of the user "memories.ann", which every other verb can read too.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from memory_r1.bank import Bank
 from memory_r1.compat import banks
+from memory_r1.compat.items import KEPT, Namespace, Written, digest, user_of, written
 from memory_r1.errors import ConfigError, MissingExtra
-from memory_r1.extract import redact
 from memory_r1.memory import Memory
 from memory_r1.types import Add, Delete, Entry, Owner, Update
 
@@ -36,87 +34,14 @@ try:
         SearchItem,
         SearchOp,
         TTLConfig,
-        get_text_at_path,
-        tokenize_path,
         validate_op_namespace,
     )
 except ImportError as error:
     raise MissingExtra("LangGraph's store", "langgraph-checkpoint", "langgraph") from error
 
-KEPT: Final = "langgraph"
-"""Under this key of an entry's metadata is what LangGraph gave: see `kept`."""
-
-Namespace = tuple[str, ...]
-
 
 class UnknownOperator(ConfigError, ValueError):
     """A filter compares in a way that LangGraph doesn't know."""
-
-
-def user_of(namespace: Namespace) -> str:
-    """The user whose memory a namespace is. Labels hold no periods, so it can be read back."""
-    return ".".join(namespace)
-
-
-class Written(NamedTuple):
-    """An item as an entry: what it says, and the metadata that gives the item back."""
-
-    text: str
-    metadata: dict[str, Any]
-
-
-def written(
-    key: str,
-    value: Mapping[str, Any],
-    created: datetime,
-    *,
-    fields: Sequence[str] | None = None,
-    ttl: float | None = None,
-    safe: bool = True,
-) -> Written:
-    """An item as an entry.
-
-    created: when the item was put first. fields: see `text_of`; what says nothing by them goes by
-    its key, and no query finds it. ttl: minutes from its last use. safe: leave obvious credentials
-    out of the text; the value is what was put. Raises ConfigError for a value that isn't JSON.
-    """
-    try:
-        value = json.loads(json.dumps(dict(value), allow_nan=False))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"the value of {key!r} must be JSON: {error}") from error
-    said = text_of(value, fields)
-    text = (redact(said) if safe else said) if said.strip() else key
-    item = {
-        "key": key,
-        "value": value,
-        "created": created.isoformat(),
-        "ttl": ttl,
-        "indexed": bool(said.strip()),
-        "text": _digest(text),
-    }
-    return Written(text, {KEPT: item})
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-def text_of(value: Mapping[str, Any], fields: Sequence[str] | None = None) -> str:
-    """What a value says, for search and for answers.
-
-    fields: JSON paths as in LangGraph's `index`. By default one text stands for itself, and
-    anything else is written out as "name: value" lines.
-    """
-    if fields is not None:
-        told = [text for field in fields for text in get_text_at_path(value, tokenize_path(field))]
-        return "\n".join(told)
-    match list(value.values()):
-        case [str(text)]:
-            return text
-    return "\n".join(
-        f"{name}: {said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)}"
-        for name, said in value.items()
-    )
 
 
 class MemoryStore(BaseStore):
@@ -184,7 +109,7 @@ class MemoryStore(BaseStore):
         if not namespace:
             return None
         owner = self._bank(namespace).owner
-        found = banks.entries(self.memory, [owner], lambda entry: _item(entry).key == key)
+        found = banks.entries(self.memory, [owner], lambda entry: _key(entry) == key)
         return found[-1] if found else None
 
     def _written(self, op: PutOp, created: datetime) -> Written:
@@ -293,9 +218,14 @@ def _item(entry: Entry) -> _Item:
         value = {**entry.metadata, "content": entry.text}
         return _Item(entry.id, value, entry.stored, None, True)
     value, created = given["value"], datetime.fromisoformat(given["created"])
-    if given["text"] != _digest(entry.text):  # the Memory Manager, or somebody, has changed it
+    if given["text"] != digest(entry.text):  # the Memory Manager, or somebody, has changed it
         value = {**value, "content": entry.text}
     return _Item(given["key"], value, created, given["ttl"], given["indexed"])
+
+
+def _key(entry: Entry) -> str:
+    given = entry.metadata.get(KEPT)
+    return entry.id if given is None else str(given["key"])
 
 
 def _fields(entry: Entry) -> dict[str, Any]:

@@ -134,6 +134,10 @@ class Store(Protocol):
         """Everyone who has anything in the store; of one user when asked."""
         ...
 
+    def holding(self, entry_id: str) -> list[Owner]:
+        """Everyone who has an entry of this id, current or superseded: nobody or one, as a rule."""
+        ...
+
     def problems(self) -> list[str]:
         """What is broken in how the store keeps things, a line each; none when it is sound."""
         ...

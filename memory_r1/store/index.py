@@ -231,6 +231,24 @@ class Index:
                 scores[slots] += np.float32(rarity) * counts * (K1 + 1) / (counts + damping)
         return scores if self._order is None else scores[self._order]
 
+    def holding(self, words: Iterable[str]) -> Ints:
+        """The rows, ascending, of the entries that hold all these terms (see `text.terms`).
+
+        Nothing is ranked or compared, so that with a rare word first it takes no longer in a large
+        bank. Without terms: all rows.
+        """
+        slots: Array | None = None
+        for term in dict.fromkeys(words):
+            found, _ = self._slots.words.find(term, self._size)
+            slots = found if slots is None else np.intersect1d(slots, found, assume_unique=True)
+            if not len(slots):
+                break
+        if slots is None:
+            return np.arange(len(self))
+        return (
+            np.sort(slots) if self._order is None else np.flatnonzero(np.isin(self._order, slots))
+        )
+
     def cosines(self, query: Floats, rows: Ints | None = None) -> Floats:
         """(n,) the entries' vectors times this one; only of some rows, (rows,), when named.
 

@@ -353,6 +353,16 @@ class PostgresStore:
         )
         return [codec.owner_of_key(key) for (key,) in rows]
 
+    def holding(self, entry_id: str) -> list[Owner]:
+        """See Store.holding."""
+        self._hold(EVERYBODY)
+        rows = self._run(
+            "SELECT key FROM owners WHERE number IN"
+            " (SELECT owner FROM heads WHERE id = %s AND version > 0) ORDER BY number",
+            (entry_id,),
+        )
+        return [codec.owner_of_key(key) for (key,) in rows]
+
     def problems(self) -> list[str]:
         """See Store.problems."""
         return [f"{what}: {row}" for what, query in _CHECKS.items() for row in self._run(query)]

@@ -103,6 +103,7 @@ def _first(connection: Connection) -> None:
         'CREATE TABLE heads (owner bigint NOT NULL, id text COLLATE "C" NOT NULL,'
         " version integer NOT NULL, revision bigint NOT NULL, PRIMARY KEY (owner, id))",
         "CREATE INDEX heads_by_revision ON heads (owner, revision)",
+        "CREATE INDEX heads_by_id ON heads (id)",
         'CREATE TABLE versions (owner bigint NOT NULL, id text COLLATE "C" NOT NULL,'
         " version integer NOT NULL, current boolean NOT NULL, body bytea NOT NULL,"
         " speaker bytea NOT NULL, words bytea NOT NULL, vector vector NOT NULL,"
@@ -273,6 +274,6 @@ def _use(connection: Connection, address: Address, timeout: float) -> None:
     names = (address.schema, _vector_schema(connection))
     connection.execute(
         sql.SQL("SET search_path TO {}; SET lock_timeout = {}").format(
-            sql.SQL(", ").join(map(sql.Identifier, names)), sql.Literal(round(timeout * 1000))
+            sql.SQL(", ").join(map(sql.Identifier, names)), sql.Literal(max(1, round(timeout * 1000)))
         )
     )

@@ -227,6 +227,11 @@ class RamStore:
         with self._lock:
             return [owner for owner in self._owned if user_id in (None, owner.user_id)]
 
+    def holding(self, entry_id: str) -> list[Owner]:
+        """See Store.holding."""
+        with self._lock:
+            return [owner for owner, owned in self._owned.items() if entry_id in owned.lines]
+
     def problems(self) -> list[str]:
         """See Store.problems: what a process has in memory is sound."""
         return []

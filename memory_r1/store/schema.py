@@ -28,6 +28,7 @@ def _first(connection: sqlite3.Connection) -> None:
         "CREATE TABLE heads (owner INTEGER NOT NULL, id TEXT NOT NULL, version INTEGER NOT NULL,"
         " current INTEGER NOT NULL, revision INTEGER NOT NULL, PRIMARY KEY (owner, id))",
         "CREATE INDEX heads_by_revision ON heads (owner, revision)",
+        "CREATE INDEX heads_by_id ON heads (id)",
         "CREATE TABLE versions (owner INTEGER NOT NULL, id TEXT NOT NULL,"
         " version INTEGER NOT NULL, body NOT NULL, vector BLOB NOT NULL,"
         " PRIMARY KEY (owner, id, version))",

@@ -337,6 +337,15 @@ class SqliteStore:
         )
         return [codec.owner_of_key(key) for (key,) in rows]
 
+    def holding(self, entry_id: str) -> list[Owner]:
+        """See Store.holding."""
+        rows = self._run(
+            "SELECT key FROM owners WHERE number IN"
+            " (SELECT owner FROM heads WHERE id = ? AND version > 0) ORDER BY number",
+            entry_id,
+        )
+        return [codec.owner_of_key(key) for (key,) in rows]
+
     def problems(self) -> list[str]:
         """See Store.problems."""
         with self._lock, self._one_view():
