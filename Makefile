@@ -6,6 +6,7 @@
 #   make check        formatting, lint, types
 #   make format       the same, mended
 #   make docs         docs/cli.md, from the program's own help
+#   make peers        the packages we are drop-ins for (mem0, LangGraph, LangMem), for test-all
 #
 # torch comes from the package index pip is set up with. Where that would bring the large CUDA
 # build, ask for PyTorch's own CPU index:
@@ -16,12 +17,14 @@ VENV ?= .venv
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PEERS := .venv-peers
+PEERS_INSTALLED := $(PEERS)/.installed
 
 export PYTHONHASHSEED ?= 0
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help quickstart test test-all check format docs install clean
+.PHONY: help quickstart test test-all check format docs install peers clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -32,7 +35,7 @@ quickstart: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-test-all: $(INSTALLED)
+test-all: $(INSTALLED) $(PEERS_INSTALLED)
 	$(BIN)/python -m pytest -m "not gpu"
 
 check: $(INSTALLED)
@@ -53,6 +56,16 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet \
 		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -c constraints.txt -e '.[dev]'
+	touch $@
+
+peers: $(PEERS_INSTALLED)
+
+# In an environment of their own: they are heavy, and pin what they like.
+$(PEERS_INSTALLED): pyproject.toml constraints.txt tests/compat/requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	echo '*' > $(PEERS)/.gitignore
+	$(PEERS)/bin/python -m pip install --disable-pip-version-check --quiet \
+		-r tests/compat/requirements.txt -c constraints.txt -e .
 	touch $@
 
 clean:

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ DATA = Path(os.environ.get("MEMORY_R1_DATA", Path(__file__).parents[2] / "shared
 ANN = Owner("ann")
 NOW = datetime(2024, 5, 1, tzinfo=UTC)
 QUERIES = 100
+BREADTHS = (40, 100, 200)
 
 
 def sentences(count: int) -> Iterator[str]:
@@ -59,14 +61,20 @@ def server(url: str | None) -> Iterator[str]:
     started.cleanup()
 
 
-def times(call: Callable[[int], object], count: int = QUERIES) -> str:
-    """The median and the 95th percentile of a call, in milliseconds."""
-    seen = []
+Calls = dict[str, Callable[[int], object]]
+
+
+def compare(what: str, calls: Calls, count: int = QUERIES) -> None:
+    """Median and 95th percentile of each call, taken in turns, so that other load hits them all."""
+    seen: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(count):
-        start = time.perf_counter()
-        call(number)
-        seen.append(1000 * (time.perf_counter() - start))
-    return f"p50 {np.percentile(seen, 50):7.2f} ms   p95 {np.percentile(seen, 95):7.2f} ms"
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call(number)
+            seen[name].append(1000 * (time.perf_counter() - start))
+    for name, taken in seen.items():
+        middle, late = np.percentile(taken, (50, 95))
+        print(f"{what:24} {name:24} p50 {middle:7.2f} ms   p95 {late:7.2f} ms")
 
 
 def fill(store: Store, texts: list[str], vectors: np.ndarray) -> None:
@@ -78,34 +86,38 @@ def fill(store: Store, texts: list[str], vectors: np.ndarray) -> None:
                 store.put(entry, vectors[number])
 
 
-def measure(name: str, location: str, texts: list[str], vectors: np.ndarray) -> None:
+def measure(locations: dict[str, str], texts: list[str], vectors: np.ndarray) -> None:
     """What a caller waits for."""
     embedder = open_embedder()
-    with Memory(location, embedder=embedder) as memory:
-        fill(memory.store, texts[QUERIES:], vectors[QUERIES:])
-    store = open_store(location)
-    start = time.perf_counter()
-    store.index(ANN)
-    print(f"{name:16} first index     {time.perf_counter() - start:8.2f} s")
+    stores = {}
+    for name, location in locations.items():
+        with Memory(location, embedder=embedder) as memory:
+            fill(memory.store, texts[QUERIES:], vectors[QUERIES:])
+        stores[name] = open_store(location)
+        start = time.perf_counter()
+        stores[name].index(ANN)
+        print(f"{'first index':24} {name:24} {time.perf_counter() - start:.2f} s")
 
-    def put(number: int) -> None:
+    def put(store: Store, number: int) -> None:
         with store.transaction():
             entry = Entry(f"x{number:07}", texts[number], ANN, NOW)
             store.put(entry, vectors[number])
             store.add_journal(JournalRow(f"j{number:07}", ANN, "ADD", NOW, entry.id, after=entry))
 
-    print(f"{name:16} put + journal   {times(put)}")
-    print(f"{name:16} index, again    {times(lambda _: store.index(ANN))}")
-    store.close()
-    with Memory(location, embedder=embedder) as memory:
-        memory.search("warm", user_id="ann")
-        print(
-            f"{name:16} Memory.add      "
-            f"{times(lambda n: memory.add(texts[n] + '!', user_id='ann', infer=False))}"
-        )
-        print(
-            f"{name:16} Memory.search   {times(lambda n: memory.search(texts[n], user_id='ann'))}"
-        )
+    compare("put + journal", {name: partial(put, store) for name, store in stores.items()})
+    compare("index, unchanged", {n: lambda _, s=s: s.index(ANN) for n, s in stores.items()})
+    memories = {name: Memory(store, embedder=embedder) for name, store in stores.items()}
+
+    def add(memory: Memory, number: int) -> None:
+        memory.add(texts[number] + "!", user_id="ann", infer=False)
+
+    def search(memory: Memory, number: int) -> None:
+        memory.search(texts[number], user_id="ann")
+
+    compare("Memory.add", {name: partial(add, memory) for name, memory in memories.items()})
+    compare("Memory.search", {name: partial(search, memory) for name, memory in memories.items()})
+    for store in stores.values():
+        store.close()
 
 
 def measure_hnsw(url: str, schema: str, vectors: np.ndarray, queries: np.ndarray) -> None:
@@ -113,8 +125,7 @@ def measure_hnsw(url: str, schema: str, vectors: np.ndarray, queries: np.ndarray
     store = open_store(f"{url}{'&' if '?' in url else '?'}schema={schema}")
     index = store.index(ANN)
     ids = np.array([entry.id for entry in index.entries])
-    best = [np.argsort(-(index.vectors @ query))[:10] for query in queries]
-    print(f"exact in RAM                     {times(lambda n: index.cosines(queries[n]))}")
+    best = [set(ids[np.argsort(-(index.vectors @ query))[:10]]) for query in queries]
     size = vectors.shape[1]
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f"SET search_path TO {schema}, public")
@@ -122,36 +133,36 @@ def measure_hnsw(url: str, schema: str, vectors: np.ndarray, queries: np.ndarray
         connection.execute("ANALYZE")
         (owner,) = connection.execute("SELECT number FROM owners").fetchone()
 
-        def nearest(number: int) -> list[str]:
-            query = str(queries[number].tolist())
+        def nearest(breadth: int, number: int) -> list[str]:
+            connection.execute(f"SET hnsw.ef_search = {breadth}")
             rows = connection.execute(
                 f"SELECT id FROM versions WHERE owner = {owner} AND current"
                 f" ORDER BY vector::vector({size}) <#> %s::vector({size}) LIMIT 10",
-                (query,),
+                (str(queries[number].tolist()),),
             )
             return [found for (found,) in rows]
 
-        print(f"exact on the server              {times(nearest, 20)}")
+        compare("nearest", {"exact on the server": partial(nearest, 40)}, 20)
+        numbers = itertools.count()
+
+        def put(number: int) -> None:
+            store.put(Entry(f"z{next(numbers):07}", "one more", ANN, NOW), queries[number])
+
         start = time.perf_counter()
         connection.execute(
             f"CREATE INDEX nearest ON versions USING hnsw ((vector::vector({size}))"
             f" vector_ip_ops) WHERE owner = {owner} AND current"
         )
-        print(f"HNSW, made in                    {time.perf_counter() - start:8.1f} s")
-        for breadth in (40, 100, 200):
-            connection.execute(f"SET hnsw.ef_search = {breadth}")
-            found = [set(nearest(n)) & set(ids[best[n]]) for n in range(len(queries))]
+        print(f"{'HNSW made in':49} {time.perf_counter() - start:.1f} s")
+        calls: Calls = {"exact in RAM": lambda n: index.cosines(queries[n])}
+        for breadth in BREADTHS:
+            found = [set(nearest(breadth, n)) & best[n] for n in range(len(queries))]
             recall = sum(map(len, found)) / (10 * len(queries))
-            print(f"HNSW, ef {breadth:3}, recall@10 {recall:.3f}    {times(nearest)}")
-    numbers = itertools.count()
-
-    def put(number: int) -> None:
-        store.put(Entry(f"z{next(numbers):07}", "one more", ANN, NOW), queries[number])
-
-    print(f"put beside HNSW                  {times(put)}")
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(f"DROP INDEX {schema}.nearest")
-    print(f"put without it                   {times(put)}")
+            calls[f"HNSW {breadth}, recall {recall:.3f}"] = partial(nearest, breadth)
+        compare("nearest", calls)
+        compare("put", {"beside HNSW": put})
+        connection.execute("DROP INDEX nearest")
+        compare("put", {"without HNSW": put})
     store.close()
 
 
@@ -162,22 +173,26 @@ def main() -> None:
     parser.add_argument("--url")
     arguments = parser.parse_args()
     with server(arguments.url) as url, tempfile.TemporaryDirectory() as folder:
+        joint = "&" if "?" in url else "?"
         for count in arguments.entries:
             texts = list(sentences(count + QUERIES))
             vectors = open_embedder().embed(texts)
             schema = f"bench_{count}"
             print(f"\n{count:,} entries of one user, vectors of {vectors.shape[1]} numbers")
-            measure("sqlite", f"{folder}/{count}.db", texts, vectors)
-            measure(
-                "sqlite, full", f"sqlite:///{folder}/{count}f.db?synchronous=full", texts, vectors
-            )
+            lazy = f"schema={schema}_lazy&options=-csynchronous_commit%3Doff"
             try:
-                postgres = f"{url}{'&' if '?' in url else '?'}schema={schema}"
-                measure("postgres", postgres, texts, vectors)
+                locations = {
+                    "sqlite": f"{folder}/{count}.db",
+                    "postgres, lazy commit": f"{url}{joint}{lazy}",
+                    "sqlite, full": f"sqlite:///{folder}/{count}f.db?synchronous=full",
+                    "postgres": f"{url}{joint}schema={schema}",
+                }
+                measure(locations, texts, vectors)
                 measure_hnsw(url, schema, vectors, vectors[:QUERIES])
             finally:
                 with psycopg.connect(url, autocommit=True) as connection:
-                    connection.execute(f"DROP SCHEMA IF EXISTS {schema} CASCADE")
+                    for name in (schema, f"{schema}_lazy"):
+                        connection.execute(f"DROP SCHEMA IF EXISTS {name} CASCADE")
 
 
 if __name__ == "__main__":

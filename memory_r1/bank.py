@@ -12,6 +12,7 @@ from memory_r1.embed import Embedder
 from memory_r1.errors import StoreError, UnknownEntry
 from memory_r1.store import Index, Store, Vector, new_id
 from memory_r1.types import (
+    NEVER,
     Add,
     Delete,
     Entry,
@@ -158,7 +159,7 @@ class Bank:
 
         turn, message_id: what the operations rest on, and the stored message it came as.
         quote, happened, metadata, expires: kept with every entry written; an update merges
-        metadata. policy: what is only proposed, see `approve`.
+        metadata, and NEVER takes an expiry away. policy: what is only proposed, see `approve`.
         UnknownEntry when one names an entry that isn't here or isn't current.
         """
         turn = turn or Turn(speaker="", text="")
@@ -318,7 +319,7 @@ class Bank:
             quote=cause.quote,
             said=cause.turn.said and as_utc(cause.turn.said),
             happened=cause.happened,
-            expires=cause.expires,
+            expires=None if cause.expires == NEVER else cause.expires,
             metadata=dict(cause.metadata),
         )
 
@@ -428,7 +429,7 @@ def _next_version(before: Entry, text: str, cause: _Cause) -> Entry:
         quote=cause.quote or before.quote,
         said=max(filter(None, (before.said, said)), default=None),
         happened=cause.happened or before.happened,
-        expires=cause.expires or before.expires,
+        expires=None if cause.expires == NEVER else cause.expires or before.expires,
         version=before.version + 1,
         metadata={**before.metadata, **cause.metadata},
     )

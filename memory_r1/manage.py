@@ -128,7 +128,7 @@ _OP_WORD = re.compile(r";\s*(?:ADD|UPDATE|DELETE|NOOP)\b")
 
 def _parse_compact(reply: str, related: Sequence[Entry], told: str) -> list[MemoryOp]:
     left, right = halves(reply)
-    # A memory that says the fact already is marked; what to do about it is still the model's choice.
+    # A memory that says the fact already is marked; what to do about it is the model's choice.
     shown = pointed(left.removesuffix(f" {KNOWN}"))
     word, _, text = right.partition(" ")
     text = restored(text)

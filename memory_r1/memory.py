@@ -26,6 +26,7 @@ from memory_r1.remember import AddResult, Usage, remember
 from memory_r1.respond import respond
 from memory_r1.store import Index, Store, new_id, open_store
 from memory_r1.types import (
+    NEVER,
     Answer,
     Delete,
     Entry,
@@ -364,20 +365,23 @@ class Memory:
     ) -> JournalRow:
         """Change by hand what an entry says, or what is kept with it; UnknownEntry.
 
-        metadata is merged into what is there.
+        metadata is merged into what is there. expires: "never" takes an expiry away.
         """
         bank = self.bank(user_id, agent_id, run_id)
         if text is None and metadata is None and expires is None:
             raise ConfigError("what should change? Give a text, metadata or expires")
         if text is None:
             text = bank.get(entry_id).text
+        until = None
+        if expires is not None:
+            until = NEVER if expires == "never" else extract.moment_of(expires)
         if not text.strip():
             raise ConfigError("the new text is empty; use delete to remove an entry")
         return bank.apply(
             [Update(entry_id, text)],
             reason="by hand",
             metadata=_json(metadata or {}),
-            expires=None if expires is None else extract.moment_of(expires),
+            expires=until,
         )[0]
 
     def delete(

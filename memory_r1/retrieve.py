@@ -105,14 +105,14 @@ def related(index: Index, facts_text: Sequence[str], embedder: Embedder, *, k: i
     return [index.entry(row) for row in sorted(chosen[:k])]
 
 
-def holding(index: Index, text: str) -> list[Entry]:
-    """The entries that hold every word of a text, oldest first: who says the same is among them.
+def containing(index: Index, text: str) -> list[Entry]:
+    """The entries that contain every word of a text, oldest first: who says the same is among them.
 
     Looked up, not ranked: in a large bank hardly slower than in a small one. All entries where
     the text has no word (see `text.terms`).
     """
-    # The last words first: dates and names, which many entries hold, tend to come before them.
-    return [index.entry(row) for row in index.holding(reversed(terms(text)))]
+    # The last words first: dates and names, which many entries contain, tend to come before them.
+    return [index.entry(row) for row in index.containing(reversed(terms(text)))]
 
 
 def _signals(index: Index, query: str, embedder: Embedder) -> Mapping[str, Floats]:

@@ -17,6 +17,10 @@ def as_utc(moment: datetime) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
+NEVER = datetime.max.replace(tzinfo=UTC)
+"""The expiry that takes an entry's expiry away."""
+
+
 @dataclass(frozen=True)
 class Owner:
     """Whose memory it is. Nothing is ever shared between owners."""

@@ -24,7 +24,8 @@ from langgraph.store.base import (  # noqa: E402
 from langgraph.store.memory import InMemoryStore  # noqa: E402
 
 from memory_r1 import Memory  # noqa: E402
-from memory_r1.compat.langgraph import MemoryStore, text_of  # noqa: E402
+from memory_r1.compat.items import text_of  # noqa: E402
+from memory_r1.compat.langgraph import MemoryStore  # noqa: E402
 from memory_r1.embed import LocalEmbedder  # noqa: E402
 from memory_r1.errors import ConfigError, MemoryR1Error  # noqa: E402
 from memory_r1.llm import ScriptedLLM  # noqa: E402
@@ -149,6 +150,30 @@ def test_a_search_over_namespaces_finds_the_same_items(program, condition):
             search = SearchOp(prefix, condition, limit=100)
             (mine,), (other,) = ours.batch([search]), theirs.batch([search])
             assert sorted(seen(mine), key=repr) == sorted(seen(other), key=repr)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sets(namespaces, min_size=1, max_size=6), st.lists(listings, min_size=1, max_size=8))
+def test_namespaces_are_listed_as_theirs_are(wanted, asked):
+    theirs = InMemoryStore()
+    with Memory("ram:", embedder=EMBEDDER) as memory:
+        ours = MemoryStore(memory)
+        for namespace in sorted(wanted):
+            for one in (ours, theirs):
+                one.put(namespace, "k", {"content": "x"})
+        assert ours.batch(asked) == theirs.batch(asked)
+
+
+def test_namespaces_can_be_found_by_their_beginning_and_their_end(store):
+    for namespace in (("a", "b", "c"), ("a", "b", "d", "e"), ("a", "x", "c"), ("b", "c")):
+        store.put(namespace, "k", {"content": "x"})
+    assert store.list_namespaces(prefix=("a", "b"), max_depth=3) == [
+        ("a", "b", "c"),
+        ("a", "b", "d"),
+    ]
+    assert store.list_namespaces(suffix=("c",)) == [("a", "b", "c"), ("a", "x", "c"), ("b", "c")]
+    assert store.list_namespaces(prefix=("a", "*", "c"), offset=1) == [("a", "x", "c")]
+    assert store.list_namespaces(prefix=("a",), suffix=("*", "e")) == [("a", "b", "d", "e")]
 
 
 # What it adds, and where it knows better
@@ -297,6 +322,14 @@ def test_reading_does_not_write_a_version_each_time(tmp_path):
         assert entry.version <= 4
 
 
+def test_editing_an_item_changes_nothing_that_is_kept(store):
+    store.put(("n",), "k", {"content": "tea", "tags": ["a"]})
+    item = store.get(("n",), "k")
+    item.value["tags"].append("b")
+    item.value["content"] = "x"
+    assert store.get(("n",), "k").value == {"content": "tea", "tags": ["a"]}
+
+
 def test_a_batch_is_written_whole_or_not_at_all(store):
     good = PutOp(("n",), "good", {"content": "tea"})
     bad = PutOp(("n",), "bad", {"content": object()})
@@ -332,14 +365,15 @@ def test_an_impossible_operation_is_refused(store):
     store.put(("n",), "k", {"content": "x"})
     with pytest.raises(ValueError, match="like"):
         store.search(("n",), filter={"content": {"$like": "x"}})
-    with pytest.raises(ValueError):
-        store.batch([GetOp(("a.b",), "k")])
-    with pytest.raises((ValueError, MemoryR1Error)):
+    for op in (GetOp(("a.b",), "k"), PutOp(("",), "k", {}), SearchOp(("a", 1))):
+        with pytest.raises(InvalidNamespaceError):
+            store.batch([op])
+    with pytest.raises(MemoryR1Error, match="expected an operation"):
         store.batch(["get"])
 
 
 def test_a_missing_number_is_on_no_side_of_a_limit(store):
-    """LangGraph's store in RAM raises TypeError here; its Postgres store leaves the item out."""
+    """LangGraph's store in RAM raises TypeError here."""
     store.put(("n",), "with", {"n": 3})
     store.put(("n",), "without", {"content": "x"})
     assert keys(store.search(("n",), filter={"n": {"$gt": 2}})) == ["with"]

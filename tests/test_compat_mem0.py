@@ -12,6 +12,7 @@ import pytest
 
 import memory_r1
 from memory_r1.compat import mem0
+from memory_r1.compat.banks import NO_USER
 from memory_r1.compat.mem0_config import open_memory
 from memory_r1.embed import LocalEmbedder
 from memory_r1.errors import ConfigError, MemoryR1Error
@@ -146,9 +147,9 @@ def test_a_memory_of_an_agent_alone_belongs_to_no_user(memory):
     item = memory.get(known)
     assert "user_id" not in item
     assert item["agent_id"] == "vet"
-    assert memory.memory.store.owners() == [Owner(mem0.NO_USER, "vet")]
+    assert memory.memory.store.owners() == [Owner(NO_USER, "vet")]
     with pytest.raises(ValueError, match="without spaces"):
-        memory.get_all(user_id=mem0.NO_USER)
+        memory.get_all(user_id=NO_USER)
     assert texts(memory.get_all(filters={"user_id": "*"})) == []
 
 
@@ -205,6 +206,26 @@ def test_what_a_model_failed_at_is_told_and_can_be_tried_again(tmp_path):
     memory.memory.retry("ann")
     assert texts(memory.get_all(user_id="ann")) == ["Ann plays the oboe"]
     memory.close()
+
+
+def test_what_waits_for_approval_is_told(tmp_path):
+    script = ScriptedLLM(replies_for("Ann plays the oboe"))
+    native = memory_r1.Memory(
+        tmp_path / "m.db", embedder=EMBEDDER, llm=script, policy="confirm_all"
+    )
+    with mem0.Memory(memory=native) as memory:
+        added = memory.add("I play the oboe", user_id="ann")
+        assert added["results"] == []
+        (waiting,) = added["proposed"]
+        assert (waiting["event"], waiting["memory"]) == ("ADD", "Ann plays the oboe")
+        native.approve(waiting["id"], user_id="ann")
+        assert texts(memory.get_all(user_id="ann")) == ["Ann plays the oboe"]
+
+
+def test_editing_what_came_back_changes_nothing_that_is_kept(memory):
+    memory.add("x is y", user_id="ann", infer=False, metadata={"tags": ["a"]})
+    memory.get_all(user_id="ann")["results"][0]["metadata"]["tags"].append("b")
+    assert memory.get_all(user_id="ann")["results"][0]["metadata"] == {"tags": ["a"]}
 
 
 def replies_for(text):

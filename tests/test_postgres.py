@@ -14,6 +14,7 @@ from urllib.parse import quote
 import numpy as np
 import pytest
 
+from memory_r1 import Memory
 from memory_r1.errors import MissingExtra, StoreError
 from memory_r1.store import open_store
 from memory_r1.types import Entry, JournalRow, Message, Owner, Turn
@@ -415,6 +416,25 @@ def test_a_store_closed_by_another_thread_lets_a_transaction_end(store):
         store.put(entry("b"), EAST)
     with pytest.raises(StoreError, match="was closed; open it again"):
         store.entries(ANNA)
+
+
+# the memory on top
+
+
+@on_a_server
+def test_two_memories_in_one_database_work_as_one(postgres):
+    told = {"user_id": "ann", "speaker": "Ann", "timestamp": "2023-05-08"}
+    with Memory(postgres) as here, Memory(postgres) as there:
+        here.add("I moved to Lisbon.", **told)
+        there.add("My bicycle is green.", **told, wait=False)
+        there.flush()
+        assert "Lisbon" in there.search("where does Ann live?", user_id="ann", k=1)[0].entry.text
+        (row,) = [row for row in here.journal(user_id="ann") if "bicycle" in row.after.text]
+        here.undo(row.id, user_id="ann")
+        assert len(there.list(user_id="ann")) == 1
+        assert there.check() == ()
+        assert here.forget("ann")["entries"] == 1
+        assert there.list(user_id="ann") == [] and there.store.owners() == []
 
 
 # what is erased

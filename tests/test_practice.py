@@ -3,13 +3,15 @@
 import json
 
 import pytest
+from typer.testing import CliRunner
 
 from memory_r1 import Memory
-from memory_r1.data import DECISIONS, Report, jsonl
+from memory_r1.data import DECISIONS, Report, jsonl, load
 from memory_r1.embed import open_embedder
 from memory_r1.errors import DataError
 from memory_r1.llm import Agents, ScriptedLLM
 from memory_r1.practice import dialogues
+from memory_r1.serve.cli import app
 from memory_r1.train.episodes import ManagerEpisode, corrections
 from memory_r1.types import Answer, Completion
 
@@ -142,3 +144,16 @@ def test_a_decision_that_cannot_be_read_is_named():
     dialogue.meta[DECISIONS][0]["right"] = [7]
     with pytest.raises(DataError, match="mia/decision 0: expected fact"):
         corrections([dialogue], open_embedder())
+
+
+def test_the_command_line_exports_what_training_reads(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runner = CliRunner()
+    nothing = runner.invoke(app, ["export", "mine.jsonl", "--as-training"])
+    assert nothing.exit_code == 1 and "nothing to learn from" in nothing.stderr
+    with Memory("memory.db") as memory:
+        memory.add("I have a dog", user_id="mia", speaker="Mia")
+        memory.feedback(memory.ask("Who?", user_id="mia"), True, user_id="mia")
+    done = runner.invoke(app, ["export", "mine.jsonl", "--as-training"])
+    assert done.stdout == "mine.jsonl: 1 dialogues, 1 questions, 0 decisions\n"
+    assert [d.split for d in load("mine.jsonl")] == ["train"]

@@ -19,7 +19,7 @@ from memory_r1 import retrieve
 from memory_r1.data import load, scored
 from memory_r1.embed import LocalEmbedder
 from memory_r1.errors import StoreError
-from memory_r1.retrieve import holding, related, search
+from memory_r1.retrieve import containing, related, search
 from memory_r1.store.index import Index
 from memory_r1.text import terms
 from memory_r1.types import Entry, Hit, Owner
@@ -222,9 +222,9 @@ def by_id(hit: Hit) -> str:
 
 def test_the_entries_with_every_word_of_a_text_are_found():
     index = bank(("Ann: I like the moon",), ("Ann: moon",), ("Bo: the moon I like",), ("the",))
-    held = [entry.text for entry in holding(index, "like moon")]
-    assert held == ["Ann: I like the moon", "Bo: the moon I like"]
-    assert len(holding(index, "the")) == 4 and holding(index, "like tea") == []
+    found = [entry.text for entry in containing(index, "like moon")]
+    assert found == ["Ann: I like the moon", "Bo: the moon I like"]
+    assert len(containing(index, "the")) == 4 and containing(index, "like tea") == []
 
 
 def test_a_small_bank_is_shown_whole():

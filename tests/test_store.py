@@ -380,6 +380,17 @@ def test_owners_are_found_by_their_user(store):
     assert len(store.owners()) == 4
 
 
+def test_who_has_an_entry_is_found_by_its_id(store):
+    store.put(entry("a"), EAST)
+    store.put(entry("b", owner=BEN, superseded=LATER), EAST)
+    store.put(entry("c"), EAST)
+    store.remove(ANNA, "c")
+    assert (store.holding("a"), store.holding("b")) == ([ANNA], [BEN])
+    assert store.holding("c") == store.holding("never") == []
+    store.put(entry("a", owner=BEN), EAST)
+    assert sorted(store.holding("a"), key=str) == [ANNA, BEN]
+
+
 def test_a_sound_store_has_no_problems(store):
     store.put(entry("a"), EAST)
     store.put(entry("a", "more", version=2), NORTH)

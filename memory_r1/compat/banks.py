@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
 from memory_r1 import retrieve
@@ -14,8 +14,17 @@ from memory_r1.types import Entry, Hit, Owner
 
 Where = Callable[[Entry], bool]
 
-NEVER: Final = datetime(9999, 12, 31, tzinfo=UTC)
-"""The expiry of an entry that had one and shall have none."""
+NO_USER: Final = "no user"
+"""The user of a memory of mem0 that has only an agent or a run; its ids have no spaces."""
+
+
+def end_of(day: date | str) -> datetime:
+    """The moment a day ends (UTC); ValueError for what is no date."""
+    try:
+        last = date.fromisoformat(day) if isinstance(day, str) else date(*day.timetuple()[:3])
+        return datetime(last.year, last.month, last.day, tzinfo=UTC) + timedelta(days=1)
+    except (ValueError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{day!r} is no date such as 2030-12-31") from error
 
 
 def bank_of(memory: Memory, owner: Owner) -> Bank:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, NamedTuple
@@ -19,12 +20,13 @@ from memory_r1.compat import banks
 from memory_r1.compat.items import KEPT, Namespace, Written, digest, user_of, written
 from memory_r1.errors import ConfigError, MissingExtra
 from memory_r1.memory import Memory
-from memory_r1.types import Add, Delete, Entry, Owner, Update
+from memory_r1.types import NEVER, Add, Delete, Entry, Owner, Update
 
 try:
     from langgraph.store.base import (
         BaseStore,
         GetOp,
+        InvalidNamespaceError,
         Item,
         ListNamespacesOp,
         MatchCondition,
@@ -34,14 +36,13 @@ try:
         SearchItem,
         SearchOp,
         TTLConfig,
-        validate_op_namespace,
     )
 except ImportError as error:
     raise MissingExtra("LangGraph's store", "langgraph-checkpoint", "langgraph") from error
 
 
-class UnknownOperator(ConfigError, ValueError):
-    """A filter compares in a way that LangGraph doesn't know."""
+class InvalidOperation(ConfigError, ValueError):
+    """Not an operation of LangGraph's store, or a filter with an operator that it doesn't know."""
 
 
 class MemoryStore(BaseStore):
@@ -69,7 +70,7 @@ class MemoryStore(BaseStore):
         """Do all of it; one result per operation. ValueError for an impossible namespace."""
         ops = list(ops)
         for op in ops:
-            validate_op_namespace(op)
+            _check_labels(op)
         results = [self._read(op) for op in ops]
         puts = {(op.namespace, op.key): op for op in ops if isinstance(op, PutOp)}
         if puts:
@@ -98,9 +99,7 @@ class MemoryStore(BaseStore):
                 return self._search(op)
             case ListNamespacesOp():
                 return self._namespaces(op)
-            case PutOp():
-                return None
-        raise ValueError(f"unknown operation {op!r:.80}")
+        return None
 
     def _bank(self, namespace: Namespace) -> Bank:
         return self.memory.bank(user_of(namespace))
@@ -129,7 +128,7 @@ class MemoryStore(BaseStore):
             return
         until = None if op.ttl is None else _after(now, op.ttl)
         if found is not None and found.expires is not None:
-            until = until or banks.NEVER
+            until = until or NEVER
         text, metadata = self._written(op, _item(found).created if found else now)
         bank.apply(
             [Add(text) if found is None else Update(found.id, text)],
@@ -180,8 +179,14 @@ class MemoryStore(BaseStore):
             bank = banks.bank_of(self.memory, entry.owner)
             until = _after(bank.now(), ttl)
             # Every refresh is a version: a tenth of the time is worth one.
-            if (until - entry.expires).total_seconds() > 60 * ttl / 10:
-                bank.apply([Update(entry.id, entry.text)], reason="LangGraph: read", expires=until)
+            if (until - entry.expires).total_seconds() <= 60 * ttl / 10:
+                continue
+            with self.memory.store.transaction():
+                known = self._find(tuple(entry.owner.user_id.split(".")), _key(entry))
+                if known == entry:  # else somebody has just put or deleted it
+                    bank.apply(
+                        [Update(entry.id, entry.text)], reason="LangGraph: read", expires=until
+                    )
 
     def _namespaces(self, op: ListNamespacesOp) -> list[Namespace]:
         conditions = op.match_conditions or ()
@@ -200,6 +205,22 @@ class MemoryStore(BaseStore):
             for owner in self.memory.store.owners()
             if not owner.agent_id and not owner.run_id
         ]
+
+
+def _check_labels(op: Op) -> None:
+    """A label with a period would be another namespace; LangGraph checks its own verbs only."""
+    match op:
+        case GetOp(namespace) | PutOp(namespace) | SearchOp(namespace):
+            paths = [namespace]
+        case ListNamespacesOp(conditions):
+            paths = [tuple(condition.path) for condition in conditions or ()]
+        case _:
+            raise InvalidOperation(f"expected an operation of LangGraph's store, got {op!r:.80}")
+    for label in (label for path in paths for label in path):
+        if not isinstance(label, str) or not label or "." in label:
+            raise InvalidNamespaceError(
+                f"a namespace label is {label!r}; expected a text without periods"
+            )
 
 
 class _Item(NamedTuple):
@@ -233,7 +254,7 @@ def _fields(entry: Entry) -> dict[str, Any]:
     return {
         "namespace": tuple(entry.owner.user_id.split(".")),
         "key": item.key,
-        "value": item.value,
+        "value": deepcopy(item.value),  # the entry is shared, and callers edit their items
         "created_at": item.created,
         "updated_at": entry.stored,
     }
@@ -241,9 +262,9 @@ def _fields(entry: Entry) -> dict[str, Any]:
 
 def _after(moment: datetime, minutes: float) -> datetime:
     try:
-        return min(moment + timedelta(minutes=minutes), banks.NEVER)
+        return min(moment + timedelta(minutes=minutes), NEVER)
     except OverflowError:
-        return banks.NEVER
+        return NEVER
 
 
 def _matches(condition: MatchCondition, namespace: Namespace) -> bool:
@@ -285,4 +306,4 @@ def _compares(value: Any, operator: str, limit: Any) -> bool:
             except (TypeError, ValueError):
                 return False  # what is no number, or isn't there, lies on no side of one
             return {"$gt": a > b, "$gte": a >= b, "$lt": a < b, "$lte": a <= b}[operator]
-    raise UnknownOperator(f"unknown operator {operator!r}; expected $eq $ne $gt $gte $lt $lte")
+    raise InvalidOperation(f"unknown operator {operator!r}; expected $eq $ne $gt $gte $lt $lte")

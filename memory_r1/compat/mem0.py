@@ -10,60 +10,42 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import UTC, date, datetime, timedelta
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from copy import deepcopy
+from datetime import date, datetime, timedelta
 from types import TracebackType
-from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
 from memory_r1 import memory as native
 from memory_r1.compat import banks
+from memory_r1.compat.banks import NO_USER
+from memory_r1.compat.mem0_calls import (
+    IDS,
+    InvalidCall,
+    Scope,
+    UnknownMemory,
+    ValidationError,
+    as_value_errors,
+    check_kind,
+    end_of_life,
+    ids_of,
+    is_number,
+    owner_of,
+    scope_of,
+    size_of,
+)
 from memory_r1.compat.mem0_config import open_memory
-from memory_r1.errors import ConfigError, UnknownEntry
-from memory_r1.filters import predicate
-from memory_r1.types import Entry, Hit, JournalRow, Owner
+from memory_r1.errors import UnknownEntry
+from memory_r1.types import NEVER, Entry, Hit, JournalRow, Owner
+
+__all__ = ["AsyncMemory", "InvalidCall", "Memory", "UnknownMemory", "ValidationError"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Item = dict[str, Any]
 
-NO_USER: Final = "no user"
-"""The user of a memory that has only an agent or a run. An id of mem0 has no space in it."""
 _UNSET: Final = object()
-_IDS: Final = ("user_id", "agent_id", "run_id")
-_FIELDS: Final = {"actor_id": "speaker", "created_at": "stored", "updated_at": "stored"}
-"""What mem0 calls fields that filters can name."""
 _ROLES: Final = ("user", "assistant", "system", "tool", "")
-
-
-class InvalidCall(ConfigError, ValueError):
-    """mem0's ValueError: an argument is out of range, or a filter is none."""
-
-
-class ValidationError(ConfigError, ValueError):
-    """mem0's own error for what can't be added, with its fields."""
-
-    def __init__(self, message: str, error_code: str, suggestion: str, **details: Any) -> None:
-        super().__init__(message)
-        self.message, self.error_code = message, error_code
-        self.suggestion, self.details = suggestion, details
-
-
-class UnknownMemory(UnknownEntry, ValueError):
-    """mem0's ValueError: nothing has this id."""
-
-
-@contextmanager
-def _as_value_errors() -> Iterator[None]:
-    """What is wrong with a call is a ValueError to callers of mem0."""
-    try:
-        yield
-    except ValueError:
-        raise
-    except UnknownEntry as error:
-        raise UnknownMemory(str(error)) from error
-    except ConfigError as error:
-        raise InvalidCall(str(error)) from error
 
 
 class Memory:
@@ -102,7 +84,7 @@ class Memory:
         """Close the store."""
         self.memory.close()
 
-    @_as_value_errors()
+    @as_value_errors()
     def add(
         self,
         messages: str | Mapping[str, Any] | Sequence[Mapping[str, Any]],
@@ -121,10 +103,11 @@ class Memory:
 
         The events are ADD, UPDATE (with "previous_memory") and DELETE. With infer=False every
         message is one memory, and the event of one that is known already is NONE. What a model
-        failed at is under "deferred", which is only there then; `.memory.retry` tries again.
+        failed at is under "deferred", which is only there then; `.memory.retry` tries again. What
+        waits for `.memory.approve` by the memory's policy is under "proposed" in the same way.
         """
-        owner = _owner(user_id, agent_id, run_id)
-        _check_kind(memory_type, prompt)
+        owner = owner_of(user_id, agent_id, run_id)
+        check_kind(memory_type, prompt)
         if isinstance(messages, str):
             messages = {"role": "user", "content": messages}
         told_of = [messages] if isinstance(messages, Mapping) else messages
@@ -135,19 +118,21 @@ class Memory:
                 "Give a text, or messages with a role and a content.",
                 provided_type=type(messages).__name__,
             )
-        kept = {"timestamp": timestamp, "expires": _until(expiration_date)}
-        about = {name: value for name, value in (metadata or {}).items() if name not in _IDS}
+        kept = {"timestamp": timestamp, "expires": end_of_life(expiration_date)}
+        about = {name: value for name, value in (metadata or {}).items() if name not in IDS}
         if not infer:
             return {"results": self._add_verbatim(told_of, owner, about, kept)}
-        result = self.memory.add(list(told_of), **_of(owner), metadata=about, **kept)
-        changed = [row for row in result.rows if row.op != "NOOP" and row.state == "done"]
+        result = self.memory.add(list(told_of), **ids_of(owner), metadata=about, **kept)
+        changed = [row for row in result.rows if row.op != "NOOP"]
+        done = [_event(row) for row in changed if row.state == "done"]
+        proposed = [_event(row) | {"id": row.id} for row in changed if row.state == "proposed"]
         lost = [
             {"memory": fact.fact.text, "error": fact.error}
             for fact in result.facts
             if fact.status != "stored"
         ]
-        added: Item = {"results": [_event(row) for row in changed]}
-        return added | {"deferred": lost} if lost else added
+        beside = {"deferred": lost, "proposed": proposed}
+        return {"results": done, **{name: items for name, items in beside.items() if items}}
 
     def _add_verbatim(
         self, messages: Sequence[Any], owner: Owner, metadata: Item, kept: Item
@@ -159,7 +144,7 @@ class Memory:
             if role == "system":
                 continue
             added = self.memory.add(
-                message, **_of(owner), metadata={**metadata, "role": role}, infer=False, **kept
+                message, **ids_of(owner), metadata={**metadata, "role": role}, infer=False, **kept
             )
             for row in added.rows:
                 item = {"id": row.entry_id, "memory": row.reason, "event": "NONE"}
@@ -167,7 +152,7 @@ class Memory:
                 items.append(item | {"actor_id": message.get("name"), "role": role})
         return items
 
-    @_as_value_errors()
+    @as_value_errors()
     def search(
         self,
         query: str,
@@ -187,13 +172,14 @@ class Memory:
 
         Looked at are all memories that have the given ids, whatever their others. score is the
         cosine of query and memory, 0 to 1; the order also counts words, dates and speakers.
-        threshold: the lowest score. explain: what the order rests on, as "score_details".
+        threshold: the lowest score. explain: what the order rests on, as "score_details". rerank
+        changes nothing: all is ranked.
         """
-        scope = _scope(user_id, agent_id, run_id, filters)
-        size = _size(limit, top_k, scope)
+        scope = scope_of(user_id, agent_id, run_id, filters)
+        size = size_of(limit, top_k, scope)
         if not isinstance(query, str) or not query.strip():
             raise InvalidCall("the query is empty; expected what to look for")
-        if threshold is not None and not (_is_number(threshold) and 0 <= threshold <= 1):
+        if threshold is not None and not (is_number(threshold) and 0 <= threshold <= 1):
             raise InvalidCall(f"threshold is {threshold!r}; expected a number from 0 to 1")
         hits = banks.search(
             self.memory,
@@ -213,7 +199,7 @@ class Memory:
         item = self._item(hit.entry) | {"score": min(max(cosine, 0.0), 1.0)}
         return item | {"score_details": dict(hit.signals)} if explain else item
 
-    @_as_value_errors()
+    @as_value_errors()
     def get_all(
         self,
         *,
@@ -230,8 +216,8 @@ class Memory:
         At most `limit` or `top_k` of them, by default 100 (1.x) or, where ids are in the filters
         (2.x), 20.
         """
-        scope = _scope(user_id, agent_id, run_id, filters)
-        size = _size(limit, top_k, scope)
+        scope = scope_of(user_id, agent_id, run_id, filters)
+        size = size_of(limit, top_k, scope)
         found = banks.entries(self.memory, self._owners(scope), scope.where, show_expired)
         return {"results": [self._item(entry) for entry in found[:size]]}
 
@@ -244,7 +230,7 @@ class Memory:
         entry = self.memory.store.get(owner, memory_id)
         return None if entry.superseded else self._item(entry) | {"score": None}
 
-    @_as_value_errors()
+    @as_value_errors()
     def update(
         self,
         memory_id: str,
@@ -260,32 +246,32 @@ class Memory:
         text = data if text is None else text
         until = None
         if expiration_date is not _UNSET:
-            until = _until(expiration_date) or banks.NEVER
+            until = end_of_life(expiration_date) or NEVER
         if text is None and metadata is None and until is None:
             raise InvalidCall("what should change? Give text, metadata or expiration_date")
-        kept = {name: value for name, value in (metadata or {}).items() if name not in _IDS}
+        kept = {name: value for name, value in (metadata or {}).items() if name not in IDS}
         owner = self._owner_of(memory_id)
-        self.memory.update(memory_id, text, **_of(owner), metadata=kept, expires=until)
+        self.memory.update(memory_id, text, **ids_of(owner), metadata=kept, expires=until)
         return {"message": "Memory updated successfully!"}
 
-    @_as_value_errors()
+    @as_value_errors()
     def delete(self, memory_id: str) -> Item:
         """Take a memory out; its history stays. ValueError when it is unknown."""
-        self.memory.delete(memory_id, **_of(self._owner_of(memory_id)))
+        self.memory.delete(memory_id, **ids_of(self._owner_of(memory_id)))
         return {"message": "Memory deleted successfully!"}
 
-    @_as_value_errors()
+    @as_value_errors()
     def delete_all(
         self, user_id: object = None, agent_id: object = None, run_id: object = None
     ) -> Item:
         """Take out all memories that have the given ids; their history stays."""
         if user_id is None and agent_id is None and run_id is None:
             raise InvalidCall("whose memories? Give user_id, agent_id or run_id; `reset` takes all")
-        scope = _scope(user_id, agent_id, run_id, None)
+        scope = scope_of(user_id, agent_id, run_id, None)
         owners = self._owners(scope)
         with self.memory.store.transaction():
             for entry in banks.entries(self.memory, owners, scope.where, expired=True):
-                self.memory.delete(entry.id, **_of(entry.owner))
+                self.memory.delete(entry.id, **ids_of(entry.owner))
         return {"message": "Memories deleted successfully!"}
 
     def history(self, memory_id: str) -> list[Item]:
@@ -294,26 +280,24 @@ class Memory:
             owner = self._owner_of(memory_id)
         except UnknownEntry:
             return []
-        rows = [row for row in self.memory.journal(**_of(owner), entry_id=memory_id) if _done(row)]
+        rows = [
+            row for row in self.memory.journal(**ids_of(owner), entry_id=memory_id) if _done(row)
+        ]
         return [_history(row, rows[0].at) for row in rows]
 
     def reset(self) -> None:
         """Erase everything in the store for good, of everyone."""
         for owner in self.memory.store.owners():
-            self.memory.forget(**_of(owner))
+            self.memory.forget(**ids_of(owner))
 
-    def _owners(self, scope: _Scope) -> list[Owner]:
+    def _owners(self, scope: Scope) -> list[Owner]:
         user = scope.ids.get("user_id")
         owners = self.memory.store.owners(None if user == "*" else user)
         return [owner for owner in owners if scope.has(owner)]
 
     def _owner_of(self, memory_id: str) -> Owner:
         """Whose memory it is; UnknownEntry. mem0's ids alone don't tell."""
-        for owner in self.memory.store.owners():
-            try:
-                self.memory.store.get(owner, str(memory_id))
-            except UnknownEntry:
-                continue
+        for owner in self.memory.store.holding(str(memory_id)):
             return owner
         raise UnknownEntry(f"no memory has the id {memory_id!r}")
 
@@ -322,7 +306,7 @@ class Memory:
         first = entry
         if entry.version > 1:
             first = self.memory.store.versions(entry.owner, entry.id)[0]
-        metadata = dict(entry.metadata)
+        metadata = deepcopy(dict(entry.metadata))  # the entry is shared, and callers edit items
         known = {
             "user_id": entry.owner.user_id if entry.owner.user_id != NO_USER else None,
             "agent_id": entry.owner.agent_id or None,
@@ -394,133 +378,8 @@ class AsyncMemory:
     reset = _awaitable(Memory.reset)
 
 
-class _Scope(NamedTuple):
-    """Which memories a call is about."""
-
-    ids: dict[str, str]
-    where: banks.Where
-    old: bool
-    """True for the call form of 1.x: ids beside the filters, not among them."""
-
-    def has(self, owner: Owner) -> bool:
-        """Whether the owner has all the ids; "*" stands for any."""
-        for name, wanted in self.ids.items():
-            value = getattr(owner, name)
-            if value != wanted and (wanted != "*" or value in ("", NO_USER)):
-                return False
-        return True
-
-
-def _scope(
-    user_id: object, agent_id: object, run_id: object, filters: Mapping[str, Any] | None
-) -> _Scope:
-    if filters is not None and not isinstance(filters, Mapping):
-        raise InvalidCall(f"filters should be a dict, got {filters!r:.80}")
-    beside = dict(zip(_IDS, (user_id, agent_id, run_id), strict=True))
-    conditions = dict(filters or {})
-    ids: dict[str, str] = {}
-    for name in _IDS:
-        among = conditions.pop(name, None)
-        value = among if beside[name] is None else beside[name]
-        if value is not None:
-            ids[name] = _id(name, value)
-    if not ids:
-        raise ValidationError(
-            "whose memories? At least one of user_id, agent_id and run_id is needed",
-            "VALIDATION_001",
-            "Write filters={'user_id': ...}, or user_id=...",
-        )
-    wanted = predicate(_named_as_ours(conditions))
-    old = any(value is not None for value in beside.values())
-    return _Scope(ids, wanted or (lambda entry: True), old)
-
-
-def _named_as_ours(conditions: Mapping[str, Any]) -> Item:
-    """The same filters with our names of the fields."""
-    renamed: Item = {}
-    for name, condition in conditions.items():
-        if name in _IDS:
-            raise InvalidCall(f"{name!r} is inside AND, OR or NOT; write it beside them")
-        if name in ("AND", "OR", "NOT") and isinstance(condition, list):
-            condition = [
-                _named_as_ours(one) if isinstance(one, Mapping) else one for one in condition
-            ]
-        renamed[_FIELDS.get(name, name)] = condition
-    return renamed
-
-
-def _owner(user_id: object, agent_id: object, run_id: object) -> Owner:
-    """Whose memory something becomes."""
-    given = zip(_IDS, (user_id, agent_id, run_id), strict=True)
-    ids = {name: _id(name, value) for name, value in given if value is not None}
-    if not ids:
-        raise ValidationError(
-            "whose memory? At least one of user_id, agent_id and run_id is needed",
-            "VALIDATION_001",
-            "Write user_id=...",
-        )
-    return Owner(**{"user_id": NO_USER, **ids})
-
-
-def _id(name: str, value: object) -> str:
-    text = str(value).strip()
-    if not text or any(letter.isspace() for letter in text):
-        raise InvalidCall(f"{name} is {value!r}; expected an id without spaces")
-    return text
-
-
-def _of(owner: Owner) -> dict[str, Any]:
-    return {name: getattr(owner, name) for name in _IDS}
-
-
-def _check_kind(memory_type: str | None, prompt: str | None) -> None:
-    if memory_type == "procedural_memory":
-        raise InvalidCall(
-            "a procedural memory is a summary that a model writes; write it yourself and add it "
-            "with infer=False"
-        )
-    if memory_type is not None:
-        raise ValidationError(
-            f"memory_type is {memory_type!r}; expected None",
-            "VALIDATION_002",
-            "Leave it out.",
-            provided_type=memory_type,
-        )
-    if prompt:
-        raise InvalidCall(
-            "a prompt of your own has no place here: the agents read those they are trained on. "
-            "Extract the facts yourself and add them with infer=False"
-        )
-
-
-def _size(limit: int | None, top_k: int | None, scope: _Scope) -> int:
-    size = limit if top_k is None else top_k
-    if size is None:
-        return 100 if scope.old else 20
-    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
-        raise InvalidCall(f"at most {size!r} memories? Expected a number from 0")
-    return size
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _until(day: date | str | None) -> datetime | None:
-    """The moment a memory ends whose last day this is."""
-    if day is None:
-        return None
-    try:
-        last = date.fromisoformat(day) if isinstance(day, str) else date(*day.timetuple()[:3])
-        return datetime(last.year, last.month, last.day, tzinfo=UTC) + timedelta(days=1)
-    except (ValueError, AttributeError, OverflowError) as error:
-        raise InvalidCall(
-            f"expiration_date is {day!r}; expected a date such as 2030-12-31"
-        ) from error
-
-
 def _last_day(expires: datetime | None) -> str | None:
-    if expires is None or expires == banks.NEVER:
+    if expires is None:
         return None
     return (expires - timedelta(microseconds=1)).date().isoformat()
 

@@ -84,7 +84,7 @@ def update(
     user: User = DEFAULT_USER,
     store: Store = DEFAULT_STORE,
     metadata: Annotated[str, typer.Option(help="Merged into what is there; JSON object.")] = "",
-    expires: Annotated[str, typer.Option(help="From when on it is out of date.")] = "",
+    expires: Annotated[str, typer.Option(help="From when on it is out of date; or: never.")] = "",
     as_json: AsJson = False,
 ) -> None:
     """Change by hand what a memory says, or what is kept with it."""

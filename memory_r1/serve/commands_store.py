@@ -94,7 +94,7 @@ def reindex(
         str,
         typer.Option(
             envvar=EMBEDDER_VARIABLE,
-            help="wordllama (built in), or URL#MODEL of an embeddings service.",
+            help="wordllama (built in), sentence-transformers:NAME, or URL#MODEL of a service.",
         ),
     ] = "wordllama",
     as_json: AsJson = False,

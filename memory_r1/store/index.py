@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from operator import itemgetter
@@ -208,9 +209,7 @@ class Index:
 
     def copy(self) -> Self:
         """An independent index, at once: neither writes where the other looks."""
-        twin = type(self).__new__(type(self))
-        twin.__dict__.update(self.__dict__)
-        return twin
+        return copy.copy(self)
 
     def bm25(self, query: Iterable[str]) -> Floats:
         """(n,) BM25 of each entry's text for these terms (see `text.terms`); never negative."""
@@ -231,8 +230,8 @@ class Index:
                 scores[slots] += np.float32(rarity) * counts * (K1 + 1) / (counts + damping)
         return scores if self._order is None else scores[self._order]
 
-    def holding(self, words: Iterable[str]) -> Ints:
-        """The rows, ascending, of the entries that hold all these terms (see `text.terms`).
+    def containing(self, words: Iterable[str]) -> Ints:
+        """The rows, ascending, of the entries that contain all these terms (see `text.terms`).
 
         Nothing is ranked or compared, so that with a rare word first it takes no longer in a large
         bank. Without terms: all rows.

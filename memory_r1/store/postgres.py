@@ -107,8 +107,9 @@ class PostgresStore:
         """See Store.transaction.
 
         Locks are taken in the order in which owners are asked for. A transaction over many owners
-        begins with `owners()`, which takes the lock of all, or asks for them in that order; where
-        two wait for each other nevertheless, PostgreSQL ends one, and that is a StoreError.
+        begins with `owners()`, which takes the lock of all, or asks for them in one order, always
+        the same; where two wait for each other nevertheless, PostgreSQL ends one of them, and that
+        is a StoreError.
         """
         with self._database.session() as session:
             erased = session.erased
@@ -146,7 +147,7 @@ class PostgresStore:
             self._run(
                 _PUT,
                 {
-                    **_of(entry.owner),
+                    **_owner_row(entry.owner),
                     "id": entry.id,
                     "version": entry.version,
                     "current": entry.superseded is None,
@@ -433,7 +434,7 @@ class PostgresStore:
             added = self._run(
                 f"{_OWNED} INSERT INTO {into} FROM owned"
                 " ON CONFLICT (owner, id) DO NOTHING RETURNING 1",
-                {**_of(owner), **values},
+                {**_owner_row(owner), **values},
             )
             if not added:
                 raise StoreError(f"{what} of {owner} is there already; an id is given once")
@@ -553,6 +554,6 @@ def _key(owner: Owner) -> bytes:
     return key.encode() if isinstance(key, str) else key
 
 
-def _of(owner: Owner) -> dict[str, object]:
-    """What an owner's row is made of."""
+def _owner_row(owner: Owner) -> dict[str, object]:
+    """What the row of an owner is made of."""
     return {"key": _key(owner), "user": _pack(owner.user_id)}

@@ -274,6 +274,7 @@ def _use(connection: Connection, address: Address, timeout: float) -> None:
     names = (address.schema, _vector_schema(connection))
     connection.execute(
         sql.SQL("SET search_path TO {}; SET lock_timeout = {}").format(
-            sql.SQL(", ").join(map(sql.Identifier, names)), sql.Literal(max(1, round(timeout * 1000)))
+            sql.SQL(", ").join(map(sql.Identifier, names)),
+            sql.Literal(max(1, round(timeout * 1000))),
         )
     )

@@ -117,16 +117,16 @@ class Database:
             session.depth += 1
             try:
                 if depth:
-                    self.run(f"SAVEPOINT nested_{depth}")
+                    self.run(f"SAVEPOINT nested_{depth}", None)
                 yield
                 if depth:
-                    self.run(f"RELEASE nested_{depth}")
+                    self.run(f"RELEASE nested_{depth}", None)
                 else:
                     self._commit(session)
             except BaseException:
                 with suppress(StoreError):  # the reason for it matters more, and is raised
                     if session.begun:
-                        self.run(f"ROLLBACK TO nested_{depth}" if depth else "ROLLBACK")
+                        self.run(f"ROLLBACK TO nested_{depth}" if depth else "ROLLBACK", None)
                 session.held = held  # with the statements go the locks
                 raise
             finally:
@@ -141,11 +141,11 @@ class Database:
             if session.depth:  # it has, or takes, the lock of whom it reads
                 yield
                 return
-            self.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            self.run("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", None)
             try:
                 yield
             finally:
-                self.run("ROLLBACK")
+                self.run("ROLLBACK", None)
 
     def hold(self, key: bytes) -> None:
         """In a transaction: whoever holds this key in another one waits until this one is done.
@@ -158,11 +158,10 @@ class Database:
             held = session.held
             if not session.depth or key in held or EVERYBODY in held or (key == EVERYBODY and held):
                 return
-            steps = [] if session.begun else [_BEGIN]
-            if not held and key != EVERYBODY:
-                steps.append(f"SELECT pg_advisory_xact_lock_shared({self._lock(EVERYBODY)})")
-            steps.append(f"SELECT pg_advisory_xact_lock({self._lock(key)})")
-            self.run("; ".join(steps), None)
+            shared = f"SELECT pg_advisory_xact_lock_shared({self._lock(EVERYBODY)}); "
+            if held or key == EVERYBODY:
+                shared = ""
+            self.run(f"{shared}SELECT pg_advisory_xact_lock({self._lock(key)})", None)
             held.add(key)
 
     def run(
@@ -170,15 +169,16 @@ class Database:
     ) -> list[Row]:
         """All rows of one statement; the one place that talks to PostgreSQL.
 
-        values: None for several statements in one message, whose rows nobody needs.
+        values: None for statements whose rows nobody needs; several of them are one message.
         """
         with self.session() as session, storage_errors(self._address.name):
             connection = session.connection
             try:
+                begin = session.depth and not session.begun
                 if values is None:
-                    connection.execute(query, prepare=False)
+                    connection.execute(f"{_BEGIN}; {query}" if begin else query, prepare=False)
                     return []
-                if session.depth and not session.begun:
+                if begin:
                     connection.execute(_BEGIN)
                 cursor = connection.execute(query, values, binary=True)
                 return cursor.fetchall() if cursor.description else []
@@ -207,7 +207,7 @@ class Database:
             )
         if session.begun:
             try:
-                self.run("COMMIT")
+                self.run("COMMIT", None)
             except StoreError as err:
                 if not session.connection.closed:
                     raise
