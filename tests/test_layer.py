@@ -659,3 +659,51 @@ def test_fifty_kills_at_any_moment_lose_nothing_and_leave_no_half_turn(tmp_path)
         kept = {text.partition(": ")[2] for text in texts(memory.list(user_id="mia"))}
         assert acknowledged <= kept and memory.check() == ()
         assert memory.stats().messages == {"done": len(memory.store.messages(Owner("mia")))}
+
+
+# A disk that fails
+
+
+def test_a_full_disk_is_an_error_that_loses_nothing(tmp_path):
+    with Memory(tmp_path / "memory.db") as memory:
+        memory.add("kept", user_id="mia", infer=False)
+        pages = memory.store._run("PRAGMA page_count")[0][0]
+        memory.store._run(f"PRAGMA max_page_count = {pages + 4}")
+        with pytest.raises(StoreError, match="check the disk"):
+            for number in range(1000):
+                memory.add(f"too much {number} " * 50, user_id="mia", infer=False)
+        kept = len(memory.list(user_id="mia"))
+        assert kept >= 1 and memory.check() == ()
+        memory.store._run("PRAGMA max_page_count = 1000000")
+        assert memory.add("more", user_id="mia", infer=False).complete
+        assert len(memory.list(user_id="mia")) == kept + 1 and memory.check() == ()
+
+
+READ_ONLY = """
+import os, sys
+from memory_r1 import Memory
+with Memory("ram:") as memory:  # all modules are read by now
+    memory.add("old", user_id="mia")
+import memory_r1.store.sqlite
+os.setuid(65534)
+try:
+    with Memory(sys.argv[1]) as memory:
+        memory.add("new", user_id="mia")
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody who may not write")
+def test_a_file_that_may_not_be_written_is_an_error_that_says_so(tmp_path):
+    with Memory(tmp_path / "memory.db") as memory:
+        memory.add("old", user_id="mia", infer=False)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == 0 and str(folder).startswith("/tmp/"):
+            folder.chmod(0o755)
+    (tmp_path / "memory.db").chmod(0o444)
+    command = [sys.executable, "-c", READ_ONLY, str(tmp_path / "memory.db")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.startswith("StoreError") and "writable" in done.stdout, done
+    with Memory(tmp_path / "memory.db") as memory:
+        assert texts(memory.list(user_id="mia")) == ["old"]
