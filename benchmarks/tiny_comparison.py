@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from memory_r1.bench.folder import RunFolder
-from memory_r1.bench.score import paired_bootstrap
+from memory_r1.bench.score import Prediction, group_names, paired_bootstrap
 from memory_r1.serve.quickstart_measure import write_worlds
 
 RUNS = Path(__file__).parents[1] / "runs"
@@ -74,6 +74,9 @@ def main() -> None:
         for job in (*played, *trained.values()):
             job.result()
     print_table(out, rows, asked.seeds, tuple(worlds))
+    if any(row.name == "GRPO both" for row in rows):
+        for world in worlds:
+            print_details(out / "bench", world, asked.seeds[0])
 
 
 def one(
@@ -138,11 +141,48 @@ def print_table(
             )
 
 
-def exact(folder: Path) -> dict[str, float]:
-    """Exact match of each question, by its id, in the order of the ids."""
+def print_details(bench: Path, world: str, seed: int) -> None:
+    """Markdown, of both GRPO stages and one seed: per kind of question, and what was done."""
+    folders = [bench / name / world for name in ("base", f"grpo-stage-1-{seed}")]
+    folders.append(bench / f"grpo-both-{seed}" / world)
+    before, stage_1, both = (predictions_of(folder) for folder in folders)
+    members: dict[str, list[str]] = {"all": list(before)}
+    for name, prediction in before.items():
+        for group in group_names("world", prediction):
+            members.setdefault(group, []).append(name)
+    print(f"\n`{world}`, GRPO, seed {seed}\n")
+    print("| questions | n | before | stage 1 | both | gain of both |\n|---|---|---|---|---|---|")
+    for group in ["all", *sorted(set(members) - {"all"})]:
+        ids = members[group]
+        scores = [[of[name].em for name in ids] for of in (before, stage_1, both)]
+        gain = (100 * value for value in paired_bootstrap(scores[2], scores[0]))
+        means = " | ".join(f"{100 * np.mean(of):.1f}" for of in scores)
+        print("| {} | {} | {} | {:+.1f} [{:+.1f}, {:+.1f}] |".format(group, len(ids), means, *gain))
+    print("\n| decisions | n | before: right | after: right | after: right entry | after |")
+    print("|---|---|---|---|---|---|")
+    first, last = (
+        json.loads((folder / "scores.json").read_text("utf-8"))["bank"] for folder in folders[::2]
+    )
+    for name, row in last["by_phenomenon"].items():
+        ops = ", ".join(f"{op} {n}" for op, n in row["operations"].items())
+        right = first["by_phenomenon"][name]["right"]
+        entry = "-" if name == "new" else row["right_entry"]
+        print(f"| {name} | {row['n']} | {right} | {row['right']} | {entry} | {ops} |")
+    print(
+        f"\nRight entry of all UPDATE and DELETE: {first['right_entry']} -> {last['right_entry']}"
+    )
+
+
+def predictions_of(folder: Path) -> dict[str, Prediction]:
+    """The predictions of a bench folder by question id, in the order of the ids."""
     config = json.loads((folder / "config.json").read_text("utf-8"))
     predictions = RunFolder(folder, config).predictions()
-    return {name: predictions[name].em for name in sorted(predictions)}
+    return {name: predictions[name] for name in sorted(predictions)}
+
+
+def exact(folder: Path) -> dict[str, float]:
+    """Exact match of each question, by its id."""
+    return {name: prediction.em for name, prediction in predictions_of(folder).items()}
 
 
 def share(run: Mapping[str, float]) -> str:
