@@ -251,8 +251,8 @@ def known(fact: Fact, related: Sequence[Entry]) -> Entry | None:
     articles and the date before a whole turn aside): a dog named Rex is not a dog named Max, and
     nothing that compares meanings alone could tell them apart.
     """
-    said = _undated(fact.text)
-    return next((entry for entry in related if _undated(entry.text) == said), None)
+    said = undated(fact.text)
+    return next((entry for entry in related if undated(entry.text) == said), None)
 
 
 def settled(ops: Sequence[MemoryOp], related: Sequence[Entry]) -> list[MemoryOp]:
@@ -273,6 +273,6 @@ def settled(ops: Sequence[MemoryOp], related: Sequence[Entry]) -> list[MemoryOp]
 _DATE = re.compile(r"^\[[^\]]*\] ")
 
 
-def _undated(text: str) -> str:
+def undated(text: str) -> str:
     """The words of a whole turn without its date; the text itself where it has no words."""
     return normalise(_DATE.sub("", text)) or tidy(text)

@@ -531,12 +531,7 @@ def _verbatim(turn: Turn) -> list[Fact]:
 
 def _index_of(bank: Bank, entries: Entries) -> Index:
     """Some versions of entries, to search in."""
-    index = Index()
-    for entry, vector in zip(
-        entries, bank.embedder.embed([entry.text for entry in entries]), strict=True
-    ):
-        index.put(entry, vector)
-    return index
+    return Index.build(entries, bank.embedder.embed([entry.text for entry in entries]))
 
 
 def _json(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -196,7 +196,9 @@ def _decide(
     draft = bank.fork() if len(batches) > 1 else bank
     for batch in batches:
         try:
-            related = _related(draft, batch, settings.shown_to_manage(style))
+            related = _related(
+                draft, batch, None if llm is None else settings.shown_to_manage(style)
+            )
             if style != "compact":  # a compact model is trained to see for itself what is known
                 known = {fact: entry for fact in batch if (entry := manage.known(fact, related))}
                 decisions += [
@@ -227,9 +229,18 @@ def _decide(
     return _Outcome(decisions, undecided)
 
 
-def _related(bank: Bank, facts: Sequence[Fact], k: int) -> list[Entry]:
-    """What the Memory Manager is shown: the entries nearest to the facts that haven't expired."""
-    found = retrieve.related(bank.index, [fact.text for fact in facts], bank.embedder, k=k)
+def _related(bank: Bank, facts: Sequence[Fact], k: int | None) -> list[Entry]:
+    """The entries, not expired, that a decision on facts has to look at.
+
+    The k nearest, which the Memory Manager is shown; without a k those that hold all words of a
+    fact: the rules only ask which of them say just that.
+    """
+    index = bank.index
+    if k is None:
+        same = [manage.undated(fact.text) for fact in facts]
+        found = [entry for text in same for entry in retrieve.containing(index, text)]
+    else:
+        found = retrieve.related(index, [fact.text for fact in facts], bank.embedder, k=k)
     now = bank.now()
     return [entry for entry in found if entry.expires is None or entry.expires > now]
 

@@ -16,14 +16,12 @@ except ImportError as err:  # psycopg itself, or the libpq it needs
     raise MissingExtra("a store in PostgreSQL", "psycopg", "postgres") from err
 
 from memory_r1.store import Vector, codec
+from memory_r1.store.cache import IndexCache
 from memory_r1.store.index import Index, packed
 from memory_r1.store.postgres_schema import Row, read_vector
 from memory_r1.store.postgres_session import EVERYBODY, CachedIndex, Database, Session
 from memory_r1.store.ram import RamStore
 from memory_r1.types import Entry, Feedback, JournalRow, Message, MessageState, Owner, RowState
-
-CACHED_INDEXES: Final = 256
-"""Owners whose index is kept in memory; the longest known is dropped first."""
 
 _TABLES: Final = ("heads", "versions", "journal", "messages", "feedback")
 _OF_OWNER: Final = "owner = (SELECT number FROM owners WHERE key = %s)"
@@ -100,7 +98,7 @@ class PostgresStore:
         self._run, self._hold = self._database.run, self._database.hold
         self._timeout = timeout
         self._guard = threading.Lock()  # of the indexes
-        self._indexes: dict[Owner, CachedIndex] = {}
+        self._indexes: IndexCache[CachedIndex] = IndexCache()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -380,7 +378,7 @@ class PostgresStore:
                 ((counts[table],),) = self._run(f"{gone} SELECT {count} FROM gone", (key,))
             self._run("DELETE FROM owners WHERE key = %s", (key,))
             with self._guard:
-                self._indexes.pop(owner, None)
+                self._indexes.drop(owner)
             with self._database.session() as session:
                 session.indexes.pop(owner, None)
                 ((session.erased,),) = self._run("SELECT pg_current_xact_id()::text")
@@ -457,9 +455,7 @@ class PostgresStore:
     def _remember(self, indexes: dict[Owner, CachedIndex]) -> None:
         with self._guard:
             for owner, cached in indexes.items():
-                if owner not in self._indexes and len(self._indexes) >= CACHED_INDEXES:
-                    del self._indexes[next(iter(self._indexes))]
-                self._indexes[owner] = cached
+                self._indexes.put(owner, cached)
 
     def _refreshed(self, owner: Owner, cached: CachedIndex | None) -> CachedIndex:
         """The index as the store is now, from the changes since the cached one where possible."""
@@ -492,7 +488,7 @@ class PostgresStore:
             return CachedIndex(number, revision, lost, Index.load(loaded, read))
         put = {row[0]: (read(row[3]), read_vector(row[4])) for row in there}
         sizes = {len(vector) for _, vector in put.values()}
-        if len(cached.index) and sizes - {cached.index.vectors.shape[1]}:
+        if len(cached.index) and sizes - {cached.index.dim}:
             return self._refreshed(owner, None)  # re-embedded meanwhile
         index = cached.index.copy()
         for entry_id, *_ in rows:

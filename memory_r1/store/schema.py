@@ -30,7 +30,8 @@ def _first(connection: sqlite3.Connection) -> None:
         "CREATE INDEX heads_by_revision ON heads (owner, revision)",
         "CREATE INDEX heads_by_id ON heads (id)",
         "CREATE TABLE versions (owner INTEGER NOT NULL, id TEXT NOT NULL,"
-        " version INTEGER NOT NULL, body NOT NULL, vector BLOB NOT NULL,"
+        " version INTEGER NOT NULL, speaker NOT NULL, words BLOB NOT NULL, body NOT NULL,"
+        " vector BLOB NOT NULL,"
         " PRIMARY KEY (owner, id, version))",
         "CREATE TABLE journal (number INTEGER PRIMARY KEY AUTOINCREMENT, owner INTEGER NOT NULL,"
         " id TEXT NOT NULL, entry_id TEXT NOT NULL, state TEXT NOT NULL, body NOT NULL,"

@@ -14,15 +14,13 @@ import numpy as np
 
 from memory_r1.errors import StoreError, UnknownEntry
 from memory_r1.store import Vector, codec
-from memory_r1.store.index import Index
+from memory_r1.store.cache import IndexCache
+from memory_r1.store.index import Index, packed
 from memory_r1.store.ram import RamStore
 from memory_r1.store.schema import connect, storage_errors
 from memory_r1.types import Entry, Feedback, JournalRow, Message, MessageState, Owner, RowState
 
 Row = tuple[Any, ...]
-
-CACHED_INDEXES = 256
-"""Owners whose index is kept in memory; the longest known is dropped first."""
 
 _FLOAT32 = np.dtype("<f4")
 _ORPHANS = "SELECT owner, id FROM {} WHERE owner NOT IN (SELECT number FROM owners)"
@@ -81,7 +79,7 @@ class SqliteStore:
         self._lock = threading.RLock()
         self._depth = 0
         self._wipe_log = False
-        self._indexes: dict[Owner, _Cached] = {}
+        self._indexes: IndexCache[_Cached] = IndexCache()
         self._touched: dict[Owner, tuple[int, int]] = {}
         """Number and revision of those written to in this transaction, since it was last read."""
 
@@ -138,8 +136,9 @@ class SqliteStore:
                     *(*key, entry.version),
                 )
             self._run(
-                "INSERT INTO versions VALUES (?, ?, ?, ?, ?)",
-                *(*key, entry.version, body, vector.tobytes()),
+                "INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?)",
+                *(*key, entry.version, codec.pack(entry.speaker), packed(entry)),
+                *(body, vector.tobytes()),
             )
             self._run(
                 "INSERT OR REPLACE INTO heads VALUES (?, ?, ?, ?, ?)",
@@ -196,9 +195,7 @@ class SqliteStore:
             self._touched.clear()  # what is written from now on is not in this index
             with self._one_view():
                 fresh = self._refreshed(owner, cached)
-            if owner not in self._indexes and len(self._indexes) >= CACHED_INDEXES:
-                del self._indexes[next(iter(self._indexes))]
-            self._indexes[owner] = fresh
+            self._indexes.put(owner, fresh)
             return fresh.index
 
     def add_message(self, message: Message) -> None:
@@ -370,7 +367,7 @@ class SqliteStore:
             for table in ("heads", "versions", "journal", "messages", "feedback"):
                 self._run(f"DELETE FROM {table} WHERE owner = ?", number)
             self._run("DELETE FROM owners WHERE number = ?", number)
-            self._indexes.pop(owner, None)
+            self._indexes.drop(owner)
             self._wipe_log = True
         return counts
 
@@ -469,20 +466,20 @@ class SqliteStore:
     def _refreshed(self, owner: Owner, cached: _Cached | None) -> _Cached:
         """The index as the file is now, from the changes since the cached one where possible."""
         number, revision = self._number(owner)
-        if cached and cached.owner != number:
-            cached = None
+        if not cached or cached.owner != number:
+            return _Cached(number, revision, self._loaded(owner, number))
         changed = self._run(
             "SELECT h.id, v.body, v.vector FROM heads h LEFT JOIN versions v ON h.current"
             " AND v.owner = h.owner AND v.id = h.id AND v.version = h.version"
             " WHERE h.owner = ? AND h.revision > ? ORDER BY h.id",
-            *(number, cached.revision if cached else 0),
+            *(number, cached.revision),
         )
         sizes = {len(vector) // 4 for _, _, vector in changed if vector is not None}
-        if cached and len(cached.index) and sizes - {cached.index.vectors.shape[1]}:
-            return self._refreshed(owner, None)  # re-embedded meanwhile
-        if cached and not changed:
+        if len(cached.index) and sizes - {cached.index.dim}:  # re-embedded meanwhile
+            return _Cached(number, revision, self._loaded(owner, number))
+        if not changed:
             return _Cached(number, revision, cached.index)
-        index = cached.index.copy() if cached else Index()
+        index = cached.index.copy()
         for entry_id, body, vector in changed:
             if body is not None:
                 entry = codec.entry_from_json(codec.unpack(body), owner)
@@ -490,6 +487,19 @@ class SqliteStore:
             elif entry_id in index:
                 index.drop(entry_id)
         return _Cached(number, revision, index)
+
+    def _loaded(self, owner: Owner, number: int) -> Index:
+        """The index of what the file has now; bodies are read when their entries are found."""
+        rows = self._run(
+            "SELECT v.id, v.speaker, v.words, v.body, v.vector FROM heads h"
+            " JOIN versions v USING (owner, id, version) WHERE h.owner = ? AND h.current",
+            number,
+        )
+        names = {name: codec.unpack(name) for name in {row[1] for row in rows}}
+        return Index.load(
+            ((entry_id, names[name], *rest) for entry_id, name, *rest in rows),
+            lambda body: codec.entry_from_json(codec.unpack(body), owner),
+        )
 
     def _empty_log(self) -> None:
         """The write-ahead log still holds what was erased; it is emptied after a `forget`."""
