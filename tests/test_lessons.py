@@ -343,3 +343,25 @@ def test_items_become_entries_in_their_order():
     # A prompt shows them sorted, each under its own label.
     items = [Item("home", "Ida", ("Oslo",)), Item("dog", "Ida", ("Rolo",))]
     assert labelled(entries_of(items)) == "Ida's dog is Rolo <s1> Ida's home is Oslo <s0>"
+
+
+# Wide lessons
+
+
+def test_wide_lessons_hold_any_year_and_speakers_without_a_capital():
+    years, speakers = set(), set()
+    for lesson in lessons(rounds=60, wide=True):
+        for ending in lesson.endings:
+            if ending.role == "extract":
+                date, speaker = re.match(r"\d+ \w+ (\d{4}) (\S+) :", ending.given).groups()
+                years.add(int(date))
+                speakers.add(speaker)
+    assert min(years) <= 2016 and max(years) >= 2033 and years <= set(range(2015, 2036))
+    assert {"me", "user"} & speakers and any(name.istitle() for name in speakers)
+    narrow = {
+        int(re.match(r"\d+ \w+ (\d{4}) ", ending.given)[1])
+        for lesson in lessons(rounds=60)
+        for ending in lesson.endings
+        if ending.role == "extract"
+    }
+    assert narrow <= set(range(2021, 2026))

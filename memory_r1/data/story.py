@@ -104,12 +104,15 @@ class Step:
 class Builder:
     """Builds one dialogue; afterwards `log` and `chat` tell what was said and why.
 
-    config, number: with the same two, the dialogue is the same. Raises ConfigError when the
-    dialogue asks for more words than there are.
+    config, number: with the same two, the dialogue is the same. start: it begins within 900 days
+    from then. Raises ConfigError when the dialogue asks for more words than there are.
     """
 
-    def __init__(self, config: WorldConfig, number: int) -> None:
+    def __init__(
+        self, config: WorldConfig, number: int, start: datetime = datetime(2022, 1, 1)
+    ) -> None:
         self.config = config
+        self._start = start
         self.id = f"world-{config.words}-{config.seed}-{number:03d}"
         self.log: list[Step] = []
         """Every fact told, in order."""
@@ -223,7 +226,7 @@ class Builder:
 
     def _dates(self) -> list[datetime]:
         """When the sessions begin, 3 to 30 days apart, at one hour of the day."""
-        start = datetime(2022, 1, 1) + timedelta(
+        start = self._start + timedelta(
             days=self._rng.randrange(900), hours=self._rng.randrange(8, 22)
         )
         gaps = [0] + [self._rng.randint(3, 30) for _ in range(self.config.sessions - 1)]

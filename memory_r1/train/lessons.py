@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import TypeVar
 
 from memory_r1 import answer, extract, manage
-from memory_r1.data.story import INVENTED, Builder
+from memory_r1.data.story import INVENTED, Builder, Step
 from memory_r1.data.topics import (
     MOST_MERGED,
     TOPIC,
@@ -36,6 +36,9 @@ from memory_r1.types import Entry, Fact, Owner, Turn
 
 _OWNER = Owner("lesson")
 _EPOCH = datetime(2020, 1, 1)
+_FIRST_DAY = datetime(2022, 1, 1)
+_PLAIN = 0.2
+"""In wide lessons, how often a speaker has no capital."""
 _FACTS = {
     "new": 1.0,
     "alike": 2.0,
@@ -100,6 +103,8 @@ class Teacher:
 
     seed, vice, words: what is taught. sizes: fewest and most memories of a bank at the end of the
     curriculum. untidy: share of banks in which values that belong together may stand apart.
+    wide: also what no world holds and users write: any year the tokenizer has a word for, and
+    speakers without a capital.
     """
 
     def __init__(
@@ -109,7 +114,9 @@ class Teacher:
         words: WorldWords = "mixed",
         sizes: tuple[int, int] = (1, 28),
         untidy: float = 0.25,
+        wide: bool = False,
     ) -> None:
+        self.wide = wide
         self.rng = random.Random(f"teacher/{seed}")
         self.vice = vice
         self.words = words
@@ -128,7 +135,7 @@ class Teacher:
             middle = max(fewest, most // 3)
             low, high = (fewest, middle) if n % 2 else (middle, most)
             size = self.rng.randint(low, high)
-            yield _Bank(self.rng, self.words, size, self.untidy).lesson(self.vice)
+            yield _Bank(self.rng, self.words, size, self.untidy, self.wide).lesson(self.vice)
 
     def _extract(self) -> Lesson:
         config = WorldConfig(
@@ -139,9 +146,12 @@ class Teacher:
             friends=1,
             absent=0,
         )
-        world = Builder(config, 0)
+        start = _any_day(self.rng) if self.wide else _FIRST_DAY
+        world = Builder(config, 0, start)
         world.build()
         told = [(s.speaker, s.text, s.said, s.told.text) for s in world.log]
+        if self.wide and self.rng.random() < _PLAIN:
+            told = [_plainly(self.rng, step) for step in world.log]
         chat = [(*c, NOTHING) for c in world.chat]
         chosen = self.rng.sample(told, min(12, len(told))) + chat[:2]
         endings = []
@@ -154,11 +164,15 @@ class Teacher:
 class _Bank:
     """Memories made up at random, with questions on them and facts that come to them."""
 
-    def __init__(self, rng: random.Random, words: WorldWords, size: int, untidy: float) -> None:
-        self.rng, self.words = rng, words
+    def __init__(
+        self, rng: random.Random, words: WorldWords, size: int, untidy: float, wide: bool
+    ) -> None:
+        self.rng, self.words, self.wide = rng, words, wide
         self._taken: set[str] = set()
         # Few people with many topics each, or many with few.
         self.people = [self._word("person") for _ in range(rng.randint(1, 2 + size // 4))]
+        if wide and rng.random() < _PLAIN:
+            self.people[0] = _plain(rng, self.people[0])
         self.items: list[Item] = []
         self.untidy = rng.random() < untidy
         """Whether values that belong in one memory may stand in several, as a sloppy manager
@@ -205,6 +219,8 @@ class _Bank:
     def _date(self, topic: Topic) -> str:
         if topic.nature != "dated":
             return ""
+        if self.wide:
+            return day(_any_day(self.rng))
         return day(datetime(2021, 1, 1) + timedelta(days=self.rng.randrange(1800)))
 
     def _some(self, person: str, topic: Topic) -> list[Item]:
@@ -342,6 +358,25 @@ class _Bank:
         # Taught without vice, so that what to do about it is all that is left to reinforcement.
         known = f" {KNOWN}" if best.phenomenon == "repeat" else ""
         return f"{self._named([row])}{known} {ARROW} {operation}", f"manage/{best.phenomenon}"
+
+
+def _any_day(rng: random.Random) -> datetime:
+    """A day of the years the tokenizer has words for; what begins then ends within them, too."""
+    return datetime(2015, 2, 1) + timedelta(days=rng.randrange(6600))
+
+
+def _plain(rng: random.Random, name: str) -> str:
+    """What a person goes by where nobody cares for capitals."""
+    return rng.choice(("me", "user", name.lower(), name.lower()))
+
+
+def _plainly(rng: random.Random, step: Step) -> tuple[str, str, datetime, str]:
+    """A turn of a speaker without a capital, and its fact."""
+    name = _plain(rng, step.speaker)
+    told = step.told
+    if told.item.person == step.speaker:
+        told = replace(told, item=replace(told.item, person=name))
+    return name, step.text, step.said, told.text
 
 
 _T = TypeVar("_T")

@@ -78,6 +78,8 @@ class Sft(Section):
     """How often it adds a cancellation beside the plan."""
     vice_overwrite: Share = 0.15
     """How often it adds the new beside the old."""
+    wide: bool = False
+    """Also teach what no world holds and users write: any year, speakers without a capital."""
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def teach(
             model,
             words,
             # A tiny model that goes on is told nothing that its first training told it.
-            Teacher(run.seed if run.model == NEW else run.seed + GOES_ON, vice),
+            Teacher(run.seed if run.model == NEW else run.seed + GOES_ON, vice, wide=settings.wide),
             schedule,
             bf16=settings.bf16,
             micro=run.steps.micro_batch_tokens,
