@@ -166,7 +166,7 @@ def print_details(bench: Path, world: str, seed: int) -> None:
     for name, row in last["by_phenomenon"].items():
         ops = ", ".join(f"{op} {n}" for op, n in row["operations"].items())
         right = first["by_phenomenon"][name]["right"]
-        entry = "-" if name == "new" else row["right_entry"]
+        entry = "-" if name == "new" or row["right_entry"] is None else row["right_entry"]
         print(f"| {name} | {row['n']} | {right} | {row['right']} | {entry} | {ops} |")
     print(
         f"\nRight entry of all UPDATE and DELETE: {first['right_entry']} -> {last['right_entry']}"
