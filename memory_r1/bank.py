@@ -192,6 +192,9 @@ class Bank:
 
         StoreError when the row is no waiting proposal, or its entry has been changed since.
         """
+        # A model may compute its vector: before the transaction, which keeps other writers waiting.
+        wanted = self._proposal(journal_id).after
+        self.embedder.embed([wanted.text] if wanted else [])
         with self.store.transaction():
             proposal = self._proposal(journal_id)
             if proposal.before != (self._known(proposal.entry_id)):

@@ -149,28 +149,30 @@ class Memory:
         until = None if expires is None else extract.moment_of(expires)
         kept = _json(metadata or {})
         received = [
-            Message(new_id(), bank.owner, self._redacted(turn), now, metadata=kept, expires=until)
+            Message(
+                *(new_id(), bank.owner, self._redacted(turn), now),
+                metadata=kept,
+                expires=until,
+                verbatim=not infer,
+            )
             for turn in extract.turns_of(messages, said, speaker)
         ]
         if dry_run:
             fork, result = bank.fork(), AddResult()
             for message in received:
-                result += self._processed(fork, message.turn, None, infer)
+                result += self._processed(fork, message, stored=False)
             return result
-        if wait or not infer:
+        if wait:
             received = [self._outbox.claimed(message) for message in received]
         with self.store.transaction():
             for message in received:
                 self.store.add_message(message)
-        if not wait and infer:
+        if not wait:
             self._outbox.submit(bank.owner)
             return AddResult(message_ids=tuple(m.id for m in received), pending=bool(received))
         result = AddResult()
         for message in received:
-            if infer:
-                result += self._outbox.process(message)
-            else:
-                result += self._processed(bank, message.turn, message, infer)
+            result += self._outbox.process(message)
         return result
 
     def _redacted(self, turn: Turn) -> Turn:
@@ -181,29 +183,28 @@ class Memory:
 
     def _remember(self, message: Message) -> AddResult:
         """Process a claimed message."""
-        owner = message.owner
-        bank = Bank(self.store, self.embedder, owner, now=self._now)
-        return self._processed(bank, message.turn, message, infer=True)
+        bank = Bank(self.store, self.embedder, message.owner, now=self._now)
+        return self._processed(bank, message, stored=True)
 
-    def _processed(self, bank: Bank, turn: Turn, message: Message | None, infer: bool) -> AddResult:
+    def _processed(self, bank: Bank, message: Message, stored: bool) -> AddResult:
         recent = self._recent.setdefault(bank.owner, deque(maxlen=self.settings.context))
-        agents = self.agents if infer else Agents()
+        agents = Agents() if message.verbatim else self.agents
         done: set[str] = set()
-        if message and message.error:  # an earlier try has done a part
+        if message.error:  # an earlier try has done a part
             rows = self.store.journal(bank.owner)
             done = {row.reason for row in rows if row.turn_id == message.id and not row.undone}
         conversation = remember(
             bank,
-            turn,
+            message.turn,
             agents,
             self.settings,
-            message=message,
+            message=message if stored else None,
             context=tuple(recent),
-            facts=None if infer else _verbatim(turn),
+            facts=_verbatim(message.turn) if message.verbatim else None,
             done=done,
         )
-        if message:
-            recent.append(turn)
+        if stored:
+            recent.append(message.turn)
         return drive([conversation], agents)[0]
 
     def flush(self, timeout: float | None = None) -> None:

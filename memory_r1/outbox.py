@@ -7,6 +7,7 @@ claim of a process that died lapses. So nothing is lost or done twice, whatever 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
@@ -33,6 +34,7 @@ class Outbox:
         self._store, self._now, self._process = store, now, process
         self._thread: ThreadPoolExecutor | None = None
         self._submitted: set[Future[AddResult]] = set()
+        self._lock = threading.Lock()  # of the two above
 
     def claimed(self, message: Message) -> Message:
         """The message, marked as being processed from now on."""
@@ -71,16 +73,16 @@ class Outbox:
 
     def submit(self, owner: Owner) -> None:
         """Process an owner's messages in the background, after those submitted before."""
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="memory-r1-outbox")
-            for other in self._store.waiting():  # a process may have died
-                self._start(other)
-        self._start(owner)
+        with self._lock:
+            if self._thread is None:
+                self._thread = ThreadPoolExecutor(1, thread_name_prefix="memory-r1-outbox")
+                for other in self._store.waiting():  # a process may have died
+                    self._start(self._thread, other)
+            self._start(self._thread, owner)
 
-    def _start(self, owner: Owner) -> None:
-        assert self._thread is not None
+    def _start(self, thread: ThreadPoolExecutor, owner: Owner) -> None:
         self._submitted = {future for future in self._submitted if not future.done()}
-        future = self._thread.submit(self.drain, owner)
+        future = thread.submit(self.drain, owner)
         future.add_done_callback(_report)
         self._submitted.add(future)
 
@@ -89,10 +91,13 @@ class Outbox:
 
         timeout: seconds; StoreError when it isn't done by then.
         """
-        done, late = wait(self._submitted, timeout)
+        with self._lock:
+            submitted = set(self._submitted)
+        done, late = wait(submitted, timeout)
         if late:
             raise StoreError(f"{len(late)} background adds are not processed after {timeout} s")
-        self._submitted -= done
+        with self._lock:
+            self._submitted -= done
         for future in done:
             future.result()
 

@@ -170,6 +170,8 @@ class Message:
     """What the caller attached, JSON; kept with every entry the message leads to."""
     expires: datetime | None = None
     """From when on what it tells is out of date; kept with every entry it leads to."""
+    verbatim: bool = False
+    """True where it is kept word for word as one entry, and no model is asked, not on a retry."""
     since: datetime | None = None
     """When it came into its state; None while it is as it was received."""
     usage: Mapping[str, int] = field(default_factory=dict)

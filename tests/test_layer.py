@@ -240,12 +240,24 @@ def test_verbatim_messages_are_kept_word_for_word_and_ask_no_model(opened):
     assert memory.add("a b", user_id="mia", infer=False).rows[0].op == "NOOP"
 
 
+def test_a_verbatim_message_stays_one_when_it_is_retried_or_waits(opened, monkeypatch):
+    memory = opened("never asked")
+    with monkeypatch.context() as broken, pytest.raises(StoreError):
+        broken.setattr(memory.store, "put", lambda *_: (_ for _ in ()).throw(StoreError("full")))
+        memory.add("word  for word", user_id="mia", infer=False)
+    assert memory.retry("mia").complete
+    memory.add("another", user_id="mia", infer=False, wait=False)
+    memory.flush(10)
+    assert texts(memory.list(user_id="mia")) == ["word  for word", "another"]
+    assert memory.agents.manage.prompts == []
+
+
 # In the background
 
 
 def test_a_background_add_is_safe_at_once_and_done_soon(opened):
     memory = opened()
-    result = memory.add(["I am tall"] if False else "I am tall", user_id="mia", wait=False)
+    result = memory.add("I am tall", user_id="mia", wait=False)
     assert result.pending and not result.complete and len(result.message_ids) == 1
     memory.flush(10)
     assert len(memory.list(user_id="mia")) == 1

@@ -550,6 +550,7 @@ def messages_of(owner: Owner) -> st.SearchStrategy[Message]:
         Message, id=st.uuids().map(str), owner=st.just(owner), turn=turns, received=moments,
         error=texts, metadata=metadatas, expires=st.none() | moments, since=st.none() | moments,
         state=st.sampled_from(["pending", "working", "done", "deferred"]),
+        verbatim=st.booleans(),
         usage=st.dictionaries(st.sampled_from(["calls", "embeddings"]), st.integers(0, 9)),
     )  # fmt: skip
 

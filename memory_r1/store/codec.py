@@ -138,6 +138,7 @@ def message_to_json(message: Message) -> Json:
         "error": message.error,
         "metadata": dict(message.metadata),
         "expires": _moment(message.expires),
+        "verbatim": message.verbatim,
         "since": _moment(message.since),
         "usage": dict(message.usage),
     }
@@ -162,6 +163,7 @@ def message_from_json(fields: Json, owner: Owner) -> Message:
         error=fields["error"],
         metadata=fields["metadata"],
         expires=_read_moment(fields["expires"]),
+        verbatim=fields["verbatim"],
         since=_read_moment(fields["since"]),
         usage=fields["usage"],
     )
