@@ -98,6 +98,10 @@ def ours(size: int, said: Sequence[Told], asked: Sequence[str], folder: Path) ->
         figures["add, wait=False"] = adder(wait=False)
         memory.flush()
         figures["search"] = timed(lambda query: memory.search(query, user_id="u", k=K), asked)
+    with Memory(f"sqlite:///{path}?synchronous=full") as memory:  # survives power loss, too
+        figures["add, power-safe"] = adder()
+        figures["add, power-safe, wait=False"] = adder(wait=False)
+        memory.flush()
         figures["stored"] = len(memory.list(user_id="u"))
     figures["bytes per entry"] = on_disk(folder) / figures["stored"]
     return figures
@@ -327,7 +331,7 @@ def main() -> None:
                     figures[name] = measure(said, asked, folder)
                 show(f"{name}: {len(said):,} entries", figures[name], {})
     else:
-        said = told(max(chosen.sizes) + 4 * MEASURED)
+        said = told(max(chosen.sizes) + 5 * MEASURED)
         for size in chosen.sizes:
             with workplace(chosen.folder) as folder:
                 figures[str(size)] = mine = ours(size, said, asked, folder)

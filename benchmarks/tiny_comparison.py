@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from memory_r1.bench.folder import RunFolder
-from memory_r1.bench.score import Prediction, group_names, paired_bootstrap
+from memory_r1.bench.score import Prediction, paired_bootstrap
 from memory_r1.serve.quickstart_measure import write_worlds
 
 RUNS = Path(__file__).parents[1] / "runs"
@@ -148,7 +148,7 @@ def print_details(bench: Path, world: str, seed: int) -> None:
     before, stage_1, both = (predictions_of(folder) for folder in folders)
     members: dict[str, list[str]] = {"all": list(before)}
     for name, prediction in before.items():
-        for group in group_names("world", prediction):
+        for group in prediction.groups:
             members.setdefault(group, []).append(name)
     print(f"\n`{world}`, GRPO, seed {seed}\n")
     print("| questions | n | before | stage 1 | both | gain of both |\n|---|---|---|---|---|---|")

@@ -30,8 +30,8 @@ from memory_r1.llm.prompting import (
 from memory_r1.text import normalise, terms
 from memory_r1.types import NOT_MENTIONED, Answer, Completion, Entry, Hit, Prompt, Style
 
-MAX_TOKENS = 1024
-"""Room for a short deliberation and a short answer."""
+MAX_TOKENS = 2048
+"""Room to think and a short answer: the paper's number."""
 MARKER = "**Answer:**"
 
 _INSTRUCTIONS = f"""\

@@ -26,7 +26,7 @@ from memory_r1.llm.prompting import (
 )
 from memory_r1.types import Entry, Fact, Prompt, Style, Turn, as_utc
 
-MAX_TOKENS = 1024
+MAX_TOKENS = 2048
 """Room for the facts of one long turn."""
 SCHEMA: dict[str, Any] = {
     "type": "object",

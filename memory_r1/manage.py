@@ -28,7 +28,7 @@ from memory_r1.llm.prompting import (
 from memory_r1.text import normalise
 from memory_r1.types import Add, Delete, Entry, Fact, MemoryOp, Noop, Prompt, Style, Update
 
-MAX_TOKENS = 1024
+MAX_TOKENS = 2048
 """Room for the operations of one turn."""
 
 _INSTRUCTIONS = """\

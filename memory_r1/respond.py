@@ -40,7 +40,8 @@ def respond(
         per_speaker=settings.per_speaker,
         where=where,
     )
-    entries = sorted((hit.entry for hit in hits), key=lambda entry: (_said(entry), entry.id))
+    shown = sorted(hits, key=lambda hit: (_said(hit.entry), hit.entry.id))
+    entries = tuple(hit.entry for hit in shown)
     found = time.perf_counter()
     if llm is None:
         said = answer.rules(question, hits)
@@ -48,7 +49,10 @@ def respond(
         said = yield from answer.reply(question, entries, llm.style, asked=asked)
     seconds = {"search": found - began, "answer": time.perf_counter() - found}
     model = llm.name if llm else "rules"
-    return replace(said, question=question, retrieved=tuple(entries), model=model, latency=seconds)
+    scores = tuple(hit.score for hit in shown)
+    return replace(
+        said, question=question, retrieved=entries, scores=scores, model=model, latency=seconds
+    )
 
 
 def _said(entry: Entry) -> datetime:

@@ -212,6 +212,9 @@ class Answer:
     question: str = ""
     used: tuple[Entry, ...] = ()
     retrieved: tuple[Entry, ...] = ()
+    """What the Answer Agent was shown, in that order."""
+    scores: tuple[float, ...] = ()
+    """What search gave each of `retrieved`; empty where nothing was ranked."""
     known: bool = True
     """False when the memory does not hold the answer."""
     model: str = ""
@@ -250,6 +253,8 @@ class Completion:
     completion_tokens: int = 0
     finished: bool = True
     """False when it was cut off at the token limit."""
+    seconds: float = 0.0
+    """How long it took; with a batch, how long the batch took. 0 where nobody measured."""
 
 
 NOT_MENTIONED = "not mentioned"

@@ -32,6 +32,12 @@ def closed_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", local_only)
 
 
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path_factory):
+    """Nothing a test caches reaches another one, or the user's own cache."""
+    monkeypatch.setenv("MEMORY_R1_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture(scope="session")
 def new_postgres():
     """A function that makes the URL of an empty schema on a real server, started once."""

@@ -2,20 +2,28 @@
 
 import json
 import os
+import random
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import typer
+from model_server import Server, completion
 from typer.testing import CliRunner
 
-from memory_r1.bench.baselines import System, fingerprint, open_system
-from memory_r1.bench.run import Plan, run
+from memory_r1.bench.plan import Plan
+from memory_r1.bench.rehearsal import rehearse
+from memory_r1.bench.run import Prices, run
+from memory_r1.bench.systems import Options, System, open_system
 from memory_r1.errors import ConfigError, DataError, MemoryR1Error, ModelUnavailable
 from memory_r1.llm import Agents
+from memory_r1.llm.open import fingerprint
 from memory_r1.llm.scripted import ScriptedLLM
 from memory_r1.serve import commands_bench
 from memory_r1.store import open_store
-from memory_r1.types import Owner
+from memory_r1.types import Owner, Prompt
 
 RULES = System("rules", Agents())
 
@@ -153,11 +161,8 @@ def test_a_run_that_lost_its_model_goes_on_where_it_was(plan):
     assert scores["overall"] == fresh["overall"]
 
 
-def test_a_run_killed_among_the_questions_keeps_those_it_had(plan):
-    done = 0
-
-    def progress(stage, count, total):
-        nonlocal done
+def test_a_run_stopped_among_the_questions_keeps_those_it_had(plan):
+    def progress(stage, count, total, note):
         if stage == "answer" and count == 4:
             raise KeyboardInterrupt
 
@@ -255,22 +260,9 @@ def test_operations_are_compared_with_the_worlds_labels(tmp_path, plan):
     assert scores["bank"]["right_entry"] is None
 
 
-def test_the_full_context_shows_every_turn(plan):
-    llm = ScriptedLLM(answering)
-    scores = run(plan(system="full"), System("full", Agents(answer=llm), k=1_000_000))
-    assert scores["bank"]["operations"] == {"ADD": 6}
-    assert all(len(row["retrieved"]) == 3 for row in predictions(plan().out))
-
-
-@pytest.mark.parametrize("name", ["rag", "full"])
-def test_a_baseline_that_reads_needs_a_reader(name):
-    with pytest.raises(ConfigError, match="--answer"):
-        open_system(name)
-
-
 def test_manager_and_answer_replace_a_part_of_the_system():
     url = "http://localhost:9/v1#"
-    system = open_system("rules", manager=f"{url}keeper", answer=f"{url}speaker")
+    system = open_system("rules", Options(manager=f"{url}keeper", answer=f"{url}speaker"))
     assert [system.players[role] for role in ("extract", "manage", "answer")] == [
         system.agents.manage.name,
         system.agents.manage.name,
@@ -286,7 +278,7 @@ def test_manager_and_answer_replace_a_part_of_the_system():
         ({"batch": 0}, "--batch is 0"),
         ({"split": "dev"}, "unknown split 'dev'"),
         ({"benchmark": "squad"}, "unknown benchmark 'squad'"),
-        ({"k": 0}, "'k' is 0"),
+        ({"protocol": "live"}, "unknown protocol 'live'"),
         ({"data": Path("nowhere.json")}, "no file nowhere.json"),
         ({"split": "train"}, "no dialogue in split 'train'"),
     ],
@@ -309,6 +301,230 @@ def test_an_empty_dialogue_says_so(tmp_path, plan, change, message):
     path.write_text(json.dumps([dialogue() | {"qa": []} | change]))
     with pytest.raises(DataError, match=message):
         run(plan(data=path), RULES)
+
+
+class Paid(ScriptedLLM):
+    """A model whose replies may be kept; what it was asked is in `prompts`."""
+
+    identity = "paid"
+
+    def __init__(self, reply=answering):
+        super().__init__(reply, name="paid")
+
+    def complete(self, prompts, **how):
+        return [
+            replace(reply, prompt_tokens=100, completion_tokens=10)
+            for reply in super().complete(prompts, **how)
+        ]
+
+
+def test_another_run_pays_for_nothing_that_is_known(plan, tmp_path):
+    cache = tmp_path / "cache"
+    first = run(plan(), modelled(Paid()), cache=cache)
+    again = Paid()
+    second = run(plan(out=tmp_path / "second"), modelled(again), cache=cache)
+    assert not again.prompts
+    assert [first[part] for part in ("overall", "bank", "cost")] == [
+        second[part] for part in ("overall", "bank", "cost")
+    ]
+    assert second["latency"]["manager"] == first["latency"]["manager"]
+    assert len(list((cache / "banks").glob("*.db"))) == 2
+
+
+def test_another_reader_pays_only_for_its_answers(plan, tmp_path):
+    cache = tmp_path / "cache"
+    keeper = Paid()
+    run(plan(), System("a", Agents(keeper, keeper, keeper)), cache=cache)
+    reader = Paid()
+    reader.identity = "reader"
+    other = System("b", Agents(silent := Paid(), silent, reader))
+    scores = run(plan(out=tmp_path / "second"), other, cache=cache)
+    assert not silent.prompts
+    assert len(reader.prompts) == 6
+    assert scores["bank"]["operations"] == {"ADD": 6}
+
+
+def test_a_changed_dialogue_is_built_anew(plan, data, tmp_path):
+    cache = tmp_path / "cache"
+    run(plan(), modelled(Paid()), cache=cache)
+    talks = json.loads(data.read_text())
+    talks[1]["conversation"]["session_1"][0]["text"] = "Vera keeps goats on the roof."
+    data.write_text(json.dumps(talks))
+    llm = Paid()
+    run(plan(out=tmp_path / "second"), modelled(llm), cache=cache)
+    assert 0 < len(llm.prompts) < 18
+    assert all("goats" in prompt.text or "Vera" in prompt.text for prompt in llm.prompts)
+
+
+def test_the_cost_is_what_the_run_takes_also_after_a_stop(plan):
+    def stop(stage, done, total, note):
+        if stage == "remember" and done == 4:
+            raise KeyboardInterrupt
+
+    notes = []
+    prices = Prices(1.0, 10.0)
+    with pytest.raises(KeyboardInterrupt):
+        run(plan(), modelled(Paid()), prices=prices, progress=stop)
+    scores = run(
+        plan(), modelled(Paid()), prices=prices, progress=lambda *seen: notes.append(seen[3])
+    )
+    assert scores["cost"] == {
+        "calls": 18,
+        "prompt_tokens": 1800,
+        "completion_tokens": 180,
+        "dollars": 0.0036,
+    }
+    assert notes[-1] == "18 calls, 1,980 tokens, $0.00"
+
+
+@pytest.fixture
+def service():
+    """A real server that answers as `answering` does."""
+    server = Server()
+
+    def respond(body):
+        text = "\n\n".join(message["content"] for message in body["messages"])
+        return 200, completion(answering(Prompt((("user", text),))))
+
+    server.respond = respond
+    yield server
+    server.close()
+
+
+def test_a_service_is_asked_by_several_threads_with_the_same_result(plan, service, tmp_path):
+    system = f"{service.url}#m"
+    together = run(plan(system=system), open_system(system))
+    alone = run(plan(system=system, jobs=1, out=tmp_path / "alone"), open_system(system))
+    assert together["overall"] == alone["overall"]
+    assert together["bank"]["operations"] == alone["bank"]["operations"] == {"ADD": 6}
+    assert len(service.bodies) == 36
+
+
+def test_a_failing_service_stops_all_threads_and_the_run_goes_on_later(plan, service):
+    system = f"{service.url}#m"
+    answers, served = service.respond, iter(range(100))
+    service.respond = lambda body: answers(body) if next(served) < 9 else (401, {"error": "no"})
+    with pytest.raises(ModelUnavailable, match="401"):
+        run(plan(system=system), open_system(system))
+    service.respond = answers
+    scores = run(plan(system=system), open_system(system))
+    assert scores["bank"]["operations"] == {"ADD": 6}
+    assert scores["n"] == 6
+    assert len(predictions(plan().out)) == 6
+
+
+def test_streaming_shows_what_was_known_after_each_session(plan):
+    scores = run(plan(protocol="stream", every=1), RULES)
+    rows = predictions(plan().out)
+    assert [(row["question_id"], row["sessions"]) for row in rows[:2]] == [
+        ("talk-1#0", 1),
+        ("talk-1#2", 1),
+    ]
+    assert [point["sessions"] for point in scores["curve"]] == [1, 2]
+    assert [point["n"] for point in scores["curve"]] == [4, 6]
+    assert [point["memories"] for point in scores["curve"]] == [2.0, 3.0]
+    assert (scores["n"], len(rows)) == (6, 10)
+
+
+def test_a_bank_that_is_asked_early_does_not_know_the_end(plan):
+    run(plan(protocol="stream", every=1), RULES)
+    early = [row for row in predictions(plan().out) if row["sessions"] == 1]
+    shown = {turn for row in early for entry in row["retrieved"] for turn in entry["source_turns"]}
+    assert shown == {"D1:1", "D1:2"}
+
+
+def test_what_was_right_and_is_wrong_later_is_forgotten(plan):
+    """The model loses what it knew when the second session comes."""
+
+    def forgetful(prompt):
+        if "**Answer:**" in prompt.text:
+            return f"**Answer:** {'nothing' if 'honey' in prompt.text else 'bees'}"
+        return answering(prompt)
+
+    keeper = System("forgetful", Agents(answer=ScriptedLLM(forgetful)))
+    first, last = run(plan(protocol="stream", every=1), keeper)["curve"]
+    assert (first["em"], first["kept"]) == (50.0, None)
+    assert (last["em"], last["kept"]) == (0.0, 0.0)
+
+
+def test_a_streaming_run_goes_on_where_it_was(plan):
+    def stop(stage, done, total, note):
+        if stage == "answer" and done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(plan(protocol="stream", every=1, batch=1), RULES, progress=stop)
+    scores = run(plan(protocol="stream", every=1, batch=1), RULES)
+    fresh = run(plan(protocol="stream", every=1, out=plan().out.with_name("fresh")), RULES)
+    assert scores["curve"] == fresh["curve"]
+    assert len(predictions(plan().out)) == 10
+    with pytest.raises(ConfigError, match="limit was None"):
+        run(plan(protocol="stream", every=1, batch=1, limit=2), RULES)
+
+
+@pytest.mark.parametrize("style", ["instruct", "compact"])
+def test_a_dry_run_says_what_is_needed_and_asks_nobody(plan, style):
+    llm = ScriptedLLM([], style=style)
+    needed = rehearse(plan(), modelled(llm), prices=Prices(1.0, 1.0), judged=True)
+    calls = {role: row["calls"] for role, row in needed["needed"].items()}
+    # A compact manager isn't asked about the first fact of an empty bank.
+    manager = 6 if style == "instruct" else 4
+    assert calls == {"extract": 6, "manage": manager, "answer": 6, "judge": 6}
+    assert needed["total"]["calls"] == 18 + manager
+    assert needed["dollars"] > 0
+    assert not plan().out.exists()
+
+
+def test_a_dry_run_comes_near_to_what_the_run_takes(plan):
+    class Counting(ScriptedLLM):
+        def complete(self, prompts, **how):
+            return [
+                replace(reply, prompt_tokens=len(prompt.text) // 4)
+                for prompt, reply in zip(prompts, super().complete(prompts, **how), strict=True)
+            ]
+
+    needed = rehearse(plan(), modelled(ScriptedLLM([])))["total"]
+    took = run(plan(), modelled(Counting(answering)))["cost"]
+    assert needed["calls"] == took["calls"]
+    assert abs(needed["prompt_tokens"] / took["prompt_tokens"] - 1) < 0.1
+
+
+def test_a_judge_grades_and_its_verdicts_are_kept(plan, tmp_path):
+    judge = Paid(lambda prompt: '{"verdict": "CORRECT"}')
+    scores = run(plan(), RULES, judged_by=judge, cache=tmp_path / "cache")
+    assert scores["overall"]["judge"] == 100.0
+    assert scores["judge"]["name"] == "paid"
+    assert len(judge.prompts) == 4  # two questions get the same answer in both talks
+    again = Paid()
+    run(plan(out=tmp_path / "second"), RULES, judged_by=again, cache=tmp_path / "cache")
+    assert not again.prompts
+
+
+def test_a_killed_run_goes_on_and_ends_like_one_that_was_not(plan, data, tmp_path):
+    """SIGKILL at a random moment, as often as it takes to finish."""
+    talks = [dialogue(f"talk-{i}", "Vera") for i in range(40)]
+    data.write_text(json.dumps(talks))
+    command = [sys.executable, "-m", "memory_r1.serve.cli", "bench", "locomo", "--data", str(data)]
+    chance, kills = random.Random(0), 0
+    for wait in [chance.uniform(0.3, 1.2) for _ in range(6)] + [60]:
+        child = subprocess.Popen(
+            [*command, "--out", str(tmp_path / "killed"), "--batch", "4"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            child.wait(wait)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+            kills += 1
+    assert kills
+    scores = json.loads((tmp_path / "killed" / "scores.json").read_text())
+    fresh = run(plan(out=tmp_path / "fresh", batch=4), RULES)
+    assert scores["overall"] == fresh["overall"]
+    assert scores["bank"] == fresh["bank"]
+    rows = predictions(tmp_path / "killed")
+    assert len({row["question_id"] for row in rows}) == len(rows) == 120
 
 
 @pytest.fixture

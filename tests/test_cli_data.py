@@ -80,3 +80,54 @@ def test_failures_are_one_sentence_on_stderr(run, tmp_path, arguments, says):
 def test_a_wrong_command_line_is_exit_code_2(run):
     for arguments in (["world"], ["data"], ["world", "--out", "w.json", "--seed", "x"]):
         assert run(*arguments, code=2).stdout == ""
+
+
+LONG = {
+    "question_id": "q1",
+    "question_type": "multi-session",
+    "question": "How many?",
+    "answer": 2,
+    "question_date": "2023/06/02 (Fri) 10:00",
+    "haystack_dates": ["2023/05/20 (Sat) 02:21"],
+    "haystack_session_ids": ["answer_1"],
+    "haystack_sessions": [[{"role": "user", "content": "Two cats.", "has_answer": True}]],
+    "answer_session_ids": ["answer_1"],
+}
+MSC = {
+    "metadata": {"initial_data_id": "v1"},
+    "self_instruct": {"B": "What is my cat called?", "A": "Tom!"},
+    "previous_dialogs": [{"dialog": [{"text": "My cat is Tom."}], "personas": ["I have a cat"]}],
+    "dialog": None,
+}
+
+
+@pytest.mark.parametrize(("format", "record"), [("longmemeval", LONG), ("msc", MSC)])
+def test_every_benchmark_is_looked_into_and_rewritten(run, tmp_path, format, record):
+    (tmp_path / "x.json").write_text(json.dumps(record), "utf-8")
+    shown = run("data", "x.json", "--format", format).stdout
+    assert "test: 1 in 1 dialogues" in shown and "questions by group:  " in shown
+    facts = json.loads(run("data", "x.json", "--json").stdout)
+    assert facts["format"] == format and len(facts["dialogues"]) == 1
+    said = run("data", "x.json", "--to-jsonl", "x.jsonl").stdout
+    assert said.startswith("x.jsonl: 1 dialogues, 1 turns, 1 questions, ")
+    again = json.loads(run("data", "x.jsonl", "--format", format, "--json").stdout)
+    assert again["groups"] == facts["groups"] and again["dialogues"] == facts["dialogues"]
+
+
+def test_many_irregular_records_are_listed_only_when_asked_for(run, tmp_path):
+    many = [{**LONG, "question_id": f"q{i}"} for i in range(30)]
+    (tmp_path / "x.json").write_text(json.dumps(many), "utf-8")
+    short, long = (run("data", "x.json", *more).stdout for more in ((), ("--all",)))
+    assert "30 irregular records" in short and "... 10 more like the last" in short
+    assert "q29" not in short and long.count("the answer 2 is not a text") == 30
+    complete = json.loads(run("data", "x.json", "--json").stdout)
+    assert len(complete["irregularities"]) == len(complete["dialogues"]) == 30
+
+
+def test_a_file_of_another_benchmark_is_refused_in_a_sentence(run, tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps([LONG]), "utf-8")
+    said = run("data", "x.json", "--format", "locomo", code=1).stderr
+    assert said.startswith("memory-r1: x.json is a LongMemEval file, not LoCoMo; LoCoMo is ")
+    assert (
+        "did you mean 'longmemeval'" in run("data", "x.json", "--format", "longmem", code=1).stderr
+    )

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from memory_r1.bench.baselines import System
 from memory_r1.bench.drill import drill
+from memory_r1.bench.systems import System
 from memory_r1.data.world import WorldConfig, write
 from memory_r1.errors import ConfigError, DataError
 from memory_r1.llm import Agents

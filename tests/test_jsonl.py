@@ -19,7 +19,9 @@ from memory_r1.data import (
     describe,
     jsonl,
     load,
+    recognise,
     scored,
+    stream,
 )
 from memory_r1.data.world import WorldConfig, write
 from memory_r1.errors import DataError
@@ -168,6 +170,9 @@ def test_irregular_lines_are_read_and_reported(lines, says):
         ([ask(evidence=[1])], "'evidence' should be a list of texts"),
         ([ask(accepted={})], "'accepted' should be a list of texts"),
         ([ask(meta=[])], "'meta' should be an object"),
+        ([ask(groups=[1])], "'groups' should be a list of texts"),
+        ([ask(asked="later")], "'asked' should be a date such as"),
+        ([ask(guidance=1)], "'guidance' should be a text, found 1"),
         ([{"dialogue": "d1", "split": "dev"}], "'split' is 'dev'; expected train, validation"),
         ([{"dialogue": "d1", "sessions": {"x": None}}], "numbers as keys, found 'x'"),
         ([{"dialogue": "d1"}, {"dialogue": "d1"}], "line 2: the dialogue is described on line 1"),
@@ -229,6 +234,9 @@ def dialogue(draw, name):
             accepted=tuple(draw(st.lists(texts, max_size=2))),
             kind=draw(texts),
             phenomenon=draw(texts),
+            groups=tuple(draw(st.lists(texts, max_size=2))),
+            asked=draw(moments),
+            guidance=draw(texts),
             meta=draw(metas),
         )
         for _ in range(draw(st.integers(0, 2)))
@@ -279,6 +287,8 @@ def test_lines_break_only_where_lines_end(tmp_path):
 def test_what_the_format_cannot_hold_is_not_written(sessions):
     with pytest.raises(DataError):
         jsonl.dump([Dialogue("d", (), sessions)])
+    with pytest.raises(DataError, match="'d' can't be written without loss: expected each"):
+        jsonl.dump([Dialogue("d", (), ()), Dialogue("e", (), ()), Dialogue("d", (), ())])
     with pytest.raises(DataError, match="JSON"):
         jsonl.dump([Dialogue("d", (), (), meta={"at": timedelta(1)})])
 
@@ -293,23 +303,54 @@ def test_any_text_is_read_or_refused(text):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "is_ours"),
+    ("name", "content", "format"),
     [
-        ("own.txt", BY_HAND, True),
-        ("own.jsonl", "\ufeff\n" + BY_HAND, True),
-        ("own.jsonl", '{"dialogue": ', True),
-        ("own.jsonl", '{"speaker": "Ann", "text": "Hi"}', True),
-        ("own.json", '{"dialogue": ', False),
-        ("locomo.json", '[{"sample_id": "x"}]', False),
-        ("locomo.json", "[\n{", False),
-        ("msc.jsonl", '{"self_instruct": {}}', False),
-        ("own.jsonl", "[1]", False),
+        ("own.txt", BY_HAND, "jsonl"),
+        ("own.jsonl", "\ufeff\n" + BY_HAND, "jsonl"),
+        ("own.jsonl", '{"dialogue": ', "jsonl"),
+        ("own.jsonl", '{"speaker": "Ann", "text": "Hi"}', "jsonl"),
+        ("own.json", '{"dialogue": ', "locomo"),
+        ("locomo.json", '[{"sample_id": "x"}]', "locomo"),
+        ("locomo.json", "[\n{", "locomo"),
+        ("msc.jsonl", '{"self_instruct": {}}', "msc"),
+        ("own.jsonl", "[1]", "locomo"),
     ],
 )
-def test_a_file_is_known_by_its_first_line(tmp_path, name, content, is_ours):
+def test_a_file_is_known_by_its_first_line(tmp_path, name, content, format):
     (tmp_path / name).write_text(content, "utf-8")
-    assert jsonl.fits(tmp_path / name) == is_ours
-    assert not jsonl.fits(tmp_path / "nowhere.jsonl")
+    assert recognise(tmp_path / name).name == format
+
+
+def test_a_dialogue_is_ready_when_its_last_line_is_read(tmp_path):
+    """Read one by one, also where lines are mixed: in the order in which they are first named."""
+    lines = [turn(dialogue=name, text=name) for name in ("a", "b", "b", "a", "c", "c", "d")]
+    lines.append({"dialogue": "d", "colour": 1})
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    dialogues = stream(tmp_path / "own.jsonl")
+    assert [next(dialogues).id for _ in range(3)] == ["a", "b", "c"]
+    with pytest.raises(DataError, match="line 8: unknown key 'colour'"):
+        next(dialogues)
+
+
+def test_questions_by_hand_get_the_groups_and_guidance_of_their_category():
+    [one] = read(
+        turn(),
+        ask("1", category=2),
+        ask("2", kind="count", phenomenon="overwrite"),
+        ask("3", answer=None),
+        ask("4", groups=["mine", "all"], guidance="Be strict.", asked="2024-05-01T10:00"),
+        ask("5", groups="mine"),
+        ask("6", groups=[], guidance="", category=2),
+    )
+    temporal, labelled, unknown, own, single, none = one.questions
+    assert temporal.groups == ("2 temporal",) and "date" in temporal.guidance
+    assert labelled.groups == ("kind: count", "phenomenon: overwrite")
+    assert unknown.groups == ("kind: unanswerable",) and "not mentioned" in unknown.guidance
+    assert (own.groups, own.guidance) == (("mine", "all"), "Be strict.")
+    assert own.asked == datetime(2024, 5, 1, 10, tzinfo=UTC)
+    assert single.groups == ("mine",)
+    assert (none.groups, none.guidance) == ((), "")
+    assert jsonl.read(jsonl.dump([one]), "mine", Report()) == [one]
 
 
 def test_a_broken_file_is_named_with_its_line(tmp_path):
@@ -331,6 +372,7 @@ def test_a_world_becomes_lines_and_stays_the_same(tmp_path):
     assert kept[0].meta["world"]["events"]
 
 
+@pytest.mark.data
 def test_locomo_becomes_lines_and_stays_the_same(tmp_path):
     kept = load(benchmark("locomo10.json"))
     (tmp_path / "locomo.jsonl").write_text(jsonl.dump(kept), "utf-8")
@@ -358,6 +400,8 @@ def test_the_command_rewrites_a_file(run, file, tmp_path):
     said = run("data w.json --to-jsonl w.jsonl").stdout
     assert said.startswith("w.jsonl: 2 dialogues, ") and said.endswith(" lines\n")
     before, after = (json.loads(run(f"data {f} --json").stdout) for f in ("w.json", "w.jsonl"))
+    assert [facts.pop("format") for facts in (before, after)] == ["world", "jsonl"]
+    assert [facts.pop("title") for facts in (before, after)][1] == "plain JSON lines"
     assert before | {"file": ""} == after | {"file": ""}
     assert (
         "exists already; give another --to-jsonl" in run("data w.json --to-jsonl w.jsonl", 1).stderr
@@ -365,6 +409,12 @@ def test_the_command_rewrites_a_file(run, file, tmp_path):
     counts = json.loads(run("data own.jsonl --to-jsonl w.jsonl --force --json").stdout)
     assert counts == {"file": "w.jsonl", "dialogues": 1, "turns": 4, "questions": 3, "lines": 7}
     assert "can't be written" in run("data w.json --to-jsonl no/w.jsonl", 1).stderr
+
+
+def test_a_file_that_breaks_off_is_not_rewritten(run, file, tmp_path):
+    file.write_text(BY_HAND + '{"dialogue": "d1", "colour": 1}\n', "utf-8")
+    assert "unknown key" in run("data own.jsonl --to-jsonl w.jsonl", 1).stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["own.jsonl"]
 
 
 def test_the_benchmark_plays_own_data(run, file):

@@ -123,7 +123,7 @@ def test_equal_greedy_prompts_are_computed_once(folder):
 
 
 def test_changed_weights_are_heard_once_the_replies_are_forgotten(folder):
-    llm = LocalLLM(folder)
+    llm = LocalLLM(folder).copy()
     prompt = says("Ida has a dog")
     (before,) = llm.complete([prompt], max_tokens=8)
     with torch.no_grad():

@@ -131,6 +131,7 @@ def prediction(number, em, kind="count", phenomenon="accumulate"):
         prompt_hash="",
         kind=kind,
         phenomenon=phenomenon,
+        groups=[f"kind: {kind}", f"phenomenon: {phenomenon}"],
     )
 
 

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import memory_r1
 from memory_r1 import manage, retrieve
 from memory_r1.bank import Bank
-from memory_r1.bench.baselines import System
-from memory_r1.bench.score import Prediction, judge, percent
+from memory_r1.bench.score import Prediction, compare, percent
+from memory_r1.bench.systems import System
 from memory_r1.config import Settings
 from memory_r1.data import Dialogue, load, scored
 from memory_r1.embed import Embedder, open_embedder
@@ -153,7 +153,7 @@ def _ask(
             questions.append(question)
             conversations.append(respond(bank, question.text, system.agents, settings))
     answers = drive(conversations, system.agents)
-    return [judge(q, answer) for q, answer in zip(questions, answers, strict=True)]
+    return [compare(q, answer) for q, answer in zip(questions, answers, strict=True)]
 
 
 def _grouped(

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from memory_r1.bench.calls import Spent
 from memory_r1.bench.score import Prediction
 from memory_r1.errors import ConfigError, DataError
 
 Json = dict[str, Any]
+COUNTED = ("calls", "prompt_tokens", "completion_tokens")
+"""What turns.jsonl says of a turn beside its seconds, where it isn't 0."""
 
 
 class RunFolder:
@@ -22,6 +26,7 @@ class RunFolder:
 
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
         self.path = path
+        self._lock = threading.Lock()
         try:
             (path / "banks").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -38,30 +43,40 @@ class RunFolder:
         """Where the bank of a dialogue is kept."""
         return self.path / "banks" / (re.sub(r"[^\w.-]", "_", dialogue_id) + ".db")
 
-    def predictions(self) -> dict[str, Prediction]:
-        """The finished questions by id."""
-        rows = self._read("predictions.jsonl")
+    def predictions(self) -> dict[tuple[str, int], Prediction]:
+        """The finished questions by id and the sessions seen (0: the whole dialogue)."""
+        rows = self.rows("predictions.jsonl")
         try:
-            return {row["question_id"]: Prediction(**row) for row in rows}
-        except (KeyError, TypeError) as error:
+            found = [Prediction(**row) for row in rows]
+        except TypeError as error:
             raise DataError(
                 f"{self.path / 'predictions.jsonl'} was not written by this version: {error}; "
                 "choose another --out"
             ) from error
+        return {(prediction.question_id, prediction.sessions): prediction for prediction in found}
 
     def add_predictions(self, predictions: Iterable[Prediction]) -> None:
         """Append finished questions."""
-        self._append("predictions.jsonl", (p.as_json() for p in predictions))
+        self.append("predictions.jsonl", (p.as_json() for p in predictions))
 
-    def turn_seconds(self) -> dict[tuple[str, str], float]:
-        """How long the Memory Manager took for (dialogue, turn)."""
-        rows = self._read("turns.jsonl")
-        return {(row["dialogue_id"], row["turn_id"]): float(row["seconds"]) for row in rows}
+    def turns(self) -> dict[tuple[str, str], Spent]:
+        """What it took to remember (dialogue, turn)."""
+        found = {}
+        for row in self.rows("turns.jsonl"):
+            spent = Spent(own=float(row["seconds"]), **{n: int(row.get(n, 0)) for n in COUNTED})
+            found[row["dialogue_id"], row["turn_id"]] = spent
+        return found
 
-    def add_turn(self, dialogue_id: str, turn_id: str, seconds: float) -> None:
-        """Append one processed turn."""
-        row = {"dialogue_id": dialogue_id, "turn_id": turn_id, "seconds": round(seconds, 6)}
-        self._append("turns.jsonl", [row])
+    def add_turns(self, dialogue_id: str, turns: Mapping[str, Spent]) -> None:
+        """Append remembered turns, by id."""
+        self.append(
+            "turns.jsonl",
+            (
+                {"dialogue_id": dialogue_id, "turn_id": turn_id, "seconds": round(spent.seconds, 6)}
+                | {name: n for name in COUNTED if (n := getattr(spent, name))}
+                for turn_id, spent in turns.items()
+            ),
+        )
 
     def write_scores(self, scores: Mapping[str, Any]) -> None:
         """Write scores.json, whole or not at all."""
@@ -69,12 +84,15 @@ class RunFolder:
         draft.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
         draft.replace(self.path / "scores.json")
 
-    def _append(self, name: str, rows: Iterable[Json]) -> None:
+    def append(self, name: str, rows: Iterable[Json]) -> None:
+        """Append rows to a file of JSON lines."""
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        with (self.path / name).open("a", encoding="utf-8") as file:
-            file.write(text)
+        # Half a surrogate pair in a model's answer can't be written.
+        data = text.encode("utf-8", "replace")
+        with self._lock, (self.path / name).open("ab") as file:
+            file.write(data)
 
-    def _read(self, name: str) -> list[Json]:
+    def rows(self, name: str) -> list[Json]:
         """The rows of a file; a last line torn by a kill is cut off."""
         path = self.path / name
         if not path.exists():

@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, NamedTuple
+from itertools import zip_longest
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from memory_r1.data import CATEGORIES, Question
+from memory_r1.data import ADVERSARIAL, Question, session_of
 from memory_r1.errors import ConfigError
-from memory_r1.text import bleu1, em, f1, f1_official
+from memory_r1.text import bleu1, em, f1, f1_official, rouge_l_recall
 from memory_r1.types import Answer, Entry
-
-Benchmark = Literal["locomo", "world"]
 
 RECALL_AT = 60
 """The most entries the recall columns allow for: the paper's number of memories."""
+SESSIONS_AT = (5, 10)
+"""The first places that LongMemEval's measures of retrieval look at."""
+BY_WORDS = ("em", "f1", "f1_official", "bleu1", "rouge_l_recall")
+"""The measures that compare words; fields of `Prediction`, 0..1."""
 
-PAPER_NAMES: Mapping[int, str] = {
-    1: "single-hop",
-    2: "temporal",
-    3: "multi-hop",
-    4: "open-domain",
-    5: "adversarial",
-}
-"""What Memory-R1's and Mem0's tables call LoCoMo's categories; they swap three of the names."""
+Verdicts = Mapping[tuple[str, int], bool | None]
+"""By (question_id, sessions): whether a judge finds the answer right; None: it did not say."""
+Floats = npt.NDArray[np.float64]
+Row = dict[str, float | int | None]
+"""The columns of one row of a table; see `measures`."""
 
 
 @dataclass(frozen=True)
 class Prediction:
     """One line of predictions.jsonl: a question, what was retrieved for it, what was answered.
 
-    em, f1, f1_official and bleu1 are 0..1, each the best over the accepted answers.
+    em, f1, f1_official, bleu1 and rouge_l_recall are 0..1, each the best over the accepted
+    answers.
     """
 
     question_id: str
@@ -42,7 +45,8 @@ class Prediction:
     gold: str
     prediction: str
     retrieved: list[dict[str, Any]]
-    """[{"entry_id", "source_turns"}], in the order the Answer Agent is shown them."""
+    """[{"entry_id", "source_turns", "score"}], in the order the Answer Agent is shown them; score
+    is what search gave it, None where nothing was ranked."""
     used: list[str]
     """Ids of the entries the answer named."""
     em: float
@@ -54,17 +58,33 @@ class Prediction:
     tokens: list[int]
     """Of the prompt and of the completion."""
     prompt_hash: str
+    calls: int = 0
+    """How often a model was asked for it."""
     evidence: list[str] = field(default_factory=list)
     accepted: list[str] = field(default_factory=list)
     kind: str = ""
     phenomenon: str = ""
+    groups: list[str] = field(default_factory=list)
+    """The rows of a table that it counts in."""
+    sessions: int = 0
+    """How many sessions the memory had seen when it was asked; 0: the whole dialogue."""
+    memories: int = 0
+    """How many entries the bank had then."""
+    guidance: str = ""
+    """See `data.Question.guidance`."""
+    rouge_l_recall: float = 0.0
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What tells it from the other predictions of its run: (question_id, sessions)."""
+        return self.question_id, self.sessions
 
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
         return asdict(self)
 
 
-def judge(question: Question, answer: Answer) -> Prediction:
+def compare(question: Question, answer: Answer) -> Prediction:
     """Compare an answer with the gold answers, by words only."""
 
     def best(measure: Callable[[str, str], float]) -> float:
@@ -77,12 +97,16 @@ def judge(question: Question, answer: Answer) -> Prediction:
         question=question.text,
         gold=question.answer,
         prediction=answer.text,
-        retrieved=[{"entry_id": e.id, "source_turns": list(e.sources)} for e in answer.retrieved],
+        retrieved=[
+            {"entry_id": entry.id, "source_turns": list(entry.sources), "score": score}
+            for entry, score in zip_longest(answer.retrieved, answer.scores)
+        ],
         used=[entry.id for entry in answer.used],
         em=best(em),
         f1=best(f1),
         f1_official=best(lambda said, gold: f1_official(said, gold, question.category)),
         bleu1=best(bleu1),
+        rouge_l_recall=best(rouge_l_recall),
         latency=dict(answer.latency),
         tokens=list(answer.tokens),
         prompt_hash=answer.prompt_hash,
@@ -90,60 +114,181 @@ def judge(question: Question, answer: Answer) -> Prediction:
         accepted=list(question.accepted),
         kind=question.kind,
         phenomenon=question.phenomenon,
+        groups=list(question.groups),
+        guidance=question.guidance,
     )
 
 
 def recall(prediction: Prediction, k: int = RECALL_AT) -> float | None:
     """Share (0..1) of the evidence turns that the retrieved entries, at most k, rest on.
 
-    None for what can't be scored: a question without evidence, or more than k entries.
+    None for what can't be scored: a question without evidence, more than k entries, and a system
+    that shows all it has.
     """
-    if not prediction.evidence or len(prediction.retrieved) > k:
+    if not prediction.evidence or len(prediction.retrieved) > k or shows_all(prediction):
         return None
     seen = {turn for entry in prediction.retrieved for turn in entry["source_turns"]}
     return sum(turn in seen for turn in prediction.evidence) / len(prediction.evidence)
 
 
-def measures(predictions: Sequence[Prediction]) -> dict[str, float | int | None]:
-    """The columns of one row: shares as 0..100 with one decimal, None where nothing counts."""
+def shows_all(prediction: Prediction) -> bool:
+    """Whether nothing was chosen from a bank that holds something, as in the full context."""
+    return not prediction.retrieved and prediction.memories > 0
+
+
+def recall_any(ranking: Sequence[Hashable], relevant: Collection[Hashable], k: int) -> float:
+    """1.0 when at least one relevant id is among the first k, else 0.0 (LongMemEval)."""
+    return float(not set(relevant).isdisjoint(ranking[:k]))
+
+
+def recall_all(ranking: Sequence[Hashable], relevant: Collection[Hashable], k: int) -> float:
+    """1.0 when every relevant id is among the first k, else 0.0 (LongMemEval)."""
+    return float(set(relevant) <= set(ranking[:k]))
+
+
+def ndcg(ranking: Sequence[Hashable], relevant: Collection[Hashable], k: int) -> float:
+    """Discounted gain of the first k ids over that of the best order, 0..1.
+
+    ranking: ids, best first, each once. A relevant id gains 1 in the first place and 1 / log2(i)
+    in place i from the second on, as in LongMemEval's evaluation: so the second place loses
+    nothing. 0.0 when nothing is relevant.
+    """
+    wanted = set(relevant)
+    gained = sum(_gain(i) for i, found in enumerate(ranking[:k], 1) if found in wanted)
+    best = sum(_gain(i) for i in range(1, min(k, len(wanted)) + 1))
+    return gained / best if best else 0.0
+
+
+def _gain(place: int) -> float:
+    return 1.0 if place == 1 else 1 / math.log2(place)
+
+
+def ranked_sessions(prediction: Prediction) -> list[int] | None:
+    """The sessions that the retrieved entries rest on, best first, each at its best place.
+
+    Entries count in the order of their scores, whatever order they were shown in. [] where
+    nothing was found, None where what was shown was not ranked.
+    """
+    if shows_all(prediction) or any(entry.get("score") is None for entry in prediction.retrieved):
+        return None
+    best_first = sorted(prediction.retrieved, key=lambda entry: -entry["score"])
+    sessions = (session_of(turn) for entry in best_first for turn in entry["source_turns"])
+    return list(dict.fromkeys(session for session in sessions if session is not None))
+
+
+def measures(predictions: Sequence[Prediction], verdicts: Verdicts | None = None) -> Row:
+    """The columns of one row: shares as 0..100 with one decimal, None where nothing counts.
+
+    verdicts: of a judge. "judge" is the share of right answers among those it decided on,
+    "unscored" the share of all that it did not: its reply was no verdict, or it was never asked.
+    docs/metrics.md defines every column.
+    """
     found = [share for p in predictions if (share := recall(p)) is not None]
     sources = [len(entry["source_turns"]) for p in predictions for entry in p.retrieved]
     return {
         "n": len(predictions),
-        "em": percent([p.em for p in predictions]),
-        "f1": percent([p.f1 for p in predictions]),
-        "f1_official": percent([p.f1_official for p in predictions]),
-        "bleu1": percent([p.bleu1 for p in predictions]),
+        **{name: percent([getattr(p, name) for p in predictions]) for name in BY_WORDS},
+        **judged(predictions, verdicts),
         f"recall@{RECALL_AT}": percent(found),
         f"all@{RECALL_AT}": percent([float(share == 1.0) for share in found]),
+        **_by_session(predictions),
         "answer_words": _mean([len(p.prediction.split()) for p in predictions]),
         # An entry that cites every turn would have perfect recall: shown beside it.
         "sources_per_entry": _mean(sources),
     }
 
 
-def group_names(benchmark: Benchmark, prediction: Prediction) -> list[str]:
-    """The groups a prediction counts in: LoCoMo's category, the world's kind and phenomenon."""
-    if benchmark == "locomo":
-        category = prediction.category
-        official, paper = CATEGORIES[category], PAPER_NAMES[category]
-        same = official == paper
-        return [f"{category} {official}" if same else f"{category} {official} (paper: {paper})"]
-    names = [f"kind: {prediction.kind}"] if prediction.kind else []
-    if prediction.phenomenon:
-        names.append(f"phenomenon: {prediction.phenomenon}")
-    return names
+def judged(predictions: Sequence[Prediction], verdicts: Verdicts | None) -> Row:
+    """The two columns that come from a judge: "judge" and "unscored"; see `measures`."""
+    if verdicts is None:
+        return {"judge": None, "unscored": None}
+    said = [verdicts.get(p.key) for p in predictions]
+    return {
+        "judge": percent([float(right) for right in said if right is not None]),
+        "unscored": percent([float(right is None) for right in said]),
+    }
 
 
-def groups(
-    benchmark: Benchmark, predictions: Sequence[Prediction]
-) -> dict[str, dict[str, float | int | None]]:
+def _by_session(predictions: Sequence[Prediction]) -> Row:
+    """LongMemEval's measures of retrieval, with the sessions of the evidence as what is sought."""
+    rankings = []
+    for prediction in predictions:
+        relevant = {session_of(turn) for turn in prediction.evidence} - {None}
+        ranking = ranked_sessions(prediction)
+        if relevant and ranking is not None and prediction.category != ADVERSARIAL:
+            rankings.append((ranking, relevant))
+    by_name = {"recall_any": recall_any, "recall_all": recall_all, "ndcg": ndcg}
+    return {
+        f"session_{name}@{k}": percent([measure(*pair, k) for pair in rankings])
+        for k in SESSIONS_AT
+        for name, measure in by_name.items()
+    }
+
+
+def last_asked(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """Each question as it was asked last: after the most sessions (a streaming run asks again)."""
+    by_sessions = sorted(predictions, key=lambda prediction: prediction.sessions)
+    return list({prediction.question_id: prediction for prediction in by_sessions}.values())
+
+
+def groups(predictions: Sequence[Prediction], verdicts: Verdicts | None = None) -> dict[str, Row]:
     """`measures` of each group, in order of the names."""
     members: dict[str, list[Prediction]] = {}
     for prediction in predictions:
-        for name in group_names(benchmark, prediction):
+        for name in prediction.groups:
             members.setdefault(name, []).append(prediction)
-    return {name: measures(members[name]) for name in sorted(members)}
+    return {name: measures(members[name], verdicts) for name in sorted(members)}
+
+
+def intervals(
+    predictions: Sequence[Prediction],
+    verdicts: Verdicts | None = None,
+    *,
+    seed: int = 0,
+    resamples: int = 10_000,
+) -> dict[str, list[float]]:
+    """Where the means over other questions of this kind would lie: [low, high], 0..100.
+
+    The middle 95% of the means of resampled questions (percentile bootstrap), one decimal, for
+    the measures by words and, with verdicts, for "judge" over the answers it decided on. A
+    measure that nothing counts for is left out. A question that is there twice, asked after
+    different numbers of sessions, counts as two; see `last_asked`.
+    """
+    if not predictions:
+        return {}
+    predictions = sorted(predictions, key=lambda p: p.key)  # batches end in any order
+    columns = {name: [getattr(p, name) for p in predictions] for name in BY_WORDS}
+    said = [(verdicts or {}).get(p.key) for p in predictions]
+    columns["judge"] = [math.nan if right is None else float(right) for right in said]
+    columns = {name: of for name, of in columns.items() if not np.isnan(of).all()}
+    scores = np.array(list(columns.values()), dtype=np.float64).T
+    means = _resampled_means(scores, seed, resamples)
+    low, high = 100 * np.nanpercentile(means, [2.5, 97.5], axis=0)
+    return {
+        name: [round(float(a), 1), round(float(b), 1)]
+        for name, a, b in zip(columns, low, high, strict=True)
+    }
+
+
+def _resampled_means(scores: Floats, seed: int, resamples: int) -> Floats:
+    """Means of `scores`, (questions, columns), over questions drawn with replacement.
+
+    A NaN is a question that its column does not count. Returns (resamples, columns), NaN where a
+    draw holds no question that counts.
+    """
+    generator = np.random.default_rng(seed)
+    size = len(scores)
+    counted = ~np.isnan(scores)
+    filled = np.where(counted, scores, 0.0)
+    means = np.empty((resamples, scores.shape[1]))
+    block = max(1, 500_000 // size)  # 10,000 draws of 1,307 questions at once would take 100 MB
+    for start in range(0, resamples, block):
+        rows = min(block, resamples - start)
+        drawn = generator.integers(size, size=(rows, size)) + size * np.arange(rows)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size)
+        with np.errstate(invalid="ignore"):
+            means[start : start + rows] = (times @ filled) / (times @ counted.astype(np.float64))
+    return means
 
 
 def percentiles(seconds: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
@@ -217,11 +362,7 @@ def paired_bootstrap(
             f"paired scores are needed, one of each per question; got {len(a)} and {len(b)}"
         )
     gaps = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    generator = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    for i in range(resamples):  # one row at a time: 10,000 x 1,307 at once would take 100 MB
-        means[i] = gaps[generator.integers(len(gaps), size=len(gaps))].mean()
-    low, high = np.percentile(means, [2.5, 97.5])
+    low, high = np.percentile(_resampled_means(gaps[:, None], seed, resamples), [2.5, 97.5])
     return Interval(float(gaps.mean()), float(low), float(high))
 
 

@@ -14,26 +14,25 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, get_args
 
-from memory_r1.data import (
+from memory_r1.data.categories import (
     ADVERSARIAL,
     CATEGORIES,
     SINGLE_HOP,
-    Dialogue,
-    Observation,
-    Question,
-    Report,
-    Session,
-    Split,
+    groups_of,
+    guidance_of,
 )
+from memory_r1.data.dialogues import Dialogue, Observation, Question, Report, Session, Split
+from memory_r1.data.jsonl_records import records, written
+from memory_r1.data.reading import Format, lines, objects
 from memory_r1.errors import DataError
 from memory_r1.types import NOT_MENTIONED, Turn, as_utc
 
-DOCUMENT: Final = "the format is described in docs/data.md"
+DOCUMENT: Final = "docs/data.md describes plain JSON lines"
 
 _KEYS: Final = {
     "question": (
         *("dialogue", "question", "answer", "accepted", "evidence", "category", "id", "kind"),
-        *("phenomenon", "meta"),
+        *("phenomenon", "groups", "asked", "guidance", "meta"),
     ),
     "fact": ("dialogue", "fact", "speaker", "sources", "session"),
     "text": ("dialogue", "speaker", "text", "said", "session", "id", "caption", "role"),
@@ -62,6 +61,13 @@ class _Line:
 
     def error(self, problem: str) -> DataError:
         return DataError(f"{self.where}: {problem}; {DOCUMENT}")
+
+    @property
+    def dialogue(self) -> str:
+        """The dialogue that the line belongs to."""
+        if not (name := self.need("dialogue", str)):
+            raise self.error("'dialogue' is empty; it names the dialogue the line belongs to")
+        return str(name)
 
     def get(self, key: str, expected: type, default: Any = None) -> Any:
         """A value of the type expected; the default where the key is missing."""
@@ -113,62 +119,42 @@ class _Draft:
     observations: list[_Line] = field(default_factory=list)
 
 
-def fits(path: Path) -> bool:
-    """Whether a file looks like this format: by its first line, or its name if that is broken."""
-    try:
-        with path.open(encoding="utf-8-sig", errors="replace") as file:
-            first = next((line for line in file if line.strip()), "")
-    except OSError:
-        return False
-    try:
-        record = json.loads(first)
-    except (ValueError, RecursionError):
-        return path.suffix in (".jsonl", ".ndjson")
-    return isinstance(record, dict) and not record.keys().isdisjoint(("dialogue", "text", "fact"))
+def stream(path: Path, report: Report) -> Iterator[Dialogue]:
+    """The dialogues of a file, in the order in which it first names them.
 
-
-def load(path: Path, report: Report) -> list[Dialogue]:
-    """Read a file; DataError when it can't be read, or for a line that isn't as it should be."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"no file {path}") from None
-    except OSError as error:
-        raise DataError(f"{path} can't be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: {error}") from None
-    return read(text, path.name, report)
+    The file is read twice, so that a dialogue can go as soon as its last line is read: where the
+    lines of two aren't mixed, one dialogue at a time is in memory.
+    """
+    last: dict[str, int] = {}
+    for line in _lines(lines(path), path.name):
+        last[line.dialogue] = line.number
+    yield from _dialogues(_lines(lines(path), path.name), path.name, last, report)
 
 
 def read(text: str, name: str, report: Report) -> list[Dialogue]:
     """Dialogues from the lines of a file, in the order in which the file first names them."""
-    drafts: dict[str, _Draft] = {}
-    for line in _lines(text, name):
-        dialogue = line.need("dialogue", str)
-        if not dialogue:
-            raise line.error("'dialogue' is empty; it names the dialogue the line belongs to")
-        _note(line, drafts.setdefault(dialogue, _Draft()), report)
-    if not drafts:
-        raise DataError(f"{name} holds no lines; {DOCUMENT}")
-    return [_dialogue(dialogue, draft, report) for dialogue, draft in drafts.items()]
-
-
-def _lines(text: str, name: str) -> Iterator[_Line]:
     # Not splitlines(), which also splits where a text holds U+2028 and its like.
-    for number, written in enumerate(text.split("\n"), start=1):
-        if not written.strip():
-            continue
-        try:
-            record = json.loads(written, parse_constant=_refuse)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{name}, line {number}: not JSON ({error}); {DOCUMENT}") from None
-        if not isinstance(record, dict):
-            raise DataError(f"{name}, line {number}: expected an object in braces; {DOCUMENT}")
+    found = list(_lines(text.split("\n"), name))
+    last = {line.dialogue: line.number for line in found}
+    return list(_dialogues(found, name, last, report))
+
+
+def _dialogues(
+    found: Iterable[_Line], name: str, last: Mapping[str, int], report: Report
+) -> Iterator[Dialogue]:
+    """Each dialogue once its `last` line, and those of all named before it, are read."""
+    if not last:
+        raise DataError(f"{name} holds no lines; {DOCUMENT}")
+    drafts: dict[str, _Draft] = {}
+    for line in found:
+        _note(line, drafts.setdefault(line.dialogue, _Draft()), report)
+        while drafts and last[first := next(iter(drafts))] <= line.number:
+            yield _dialogue(first, drafts.pop(first), report)
+
+
+def _lines(given: Iterable[str], name: str) -> Iterator[_Line]:
+    for number, record in objects(given, name, DOCUMENT):
         yield _Line(number, record, name)
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON number")
 
 
 def _note(line: _Line, draft: _Draft, report: Report) -> None:
@@ -284,6 +270,8 @@ def _question(
     evidence = _turns_named(line, "evidence", order, report)
     if not evidence and category != ADVERSARIAL:
         report.add(line.where, "no evidence", "not scored for retrieval")
+    phenomenon = line.get("phenomenon", str, "")
+    groups = groups_of(category, kind, phenomenon)
     return Question(
         id=line.get("id", str, f"{dialogue}#{number}"),
         dialogue_id=dialogue,
@@ -293,7 +281,10 @@ def _question(
         category=category,
         accepted=line.texts("accepted"),
         kind=kind,
-        phenomenon=line.get("phenomenon", str, ""),
+        phenomenon=phenomenon,
+        groups=line.texts("groups") if "groups" in line.record else groups,
+        asked=line.moment("asked", line.record.get("asked")),
+        guidance=line.get("guidance", str, guidance_of(category)),
         meta=line.get("meta", dict, {}),
     )
 
@@ -332,95 +323,37 @@ def _turns_named(
 
 
 def dump(dialogues: Iterable[Dialogue]) -> str:
-    """The lines of a file that reads back as equal dialogues.
+    """The lines of a file that reads back as equal dialogues; raises as `texts` does."""
+    return "".join(texts(dialogues))
 
-    Raises DataError for what a file of this format can't hold: sessions out of order, a turn id
-    given twice, evidence that isn't in the order of the dialogue.
+
+def texts(dialogues: Iterable[Dialogue]) -> Iterator[str]:
+    """The lines of each dialogue, for files that don't fit into memory.
+
+    Raises DataError for what a file of this format can't hold: a dialogue or a turn id given
+    twice, sessions out of order, evidence that isn't in the order of the dialogue.
     """
-    kept = list(dialogues)
-    records = [record for dialogue in kept for record in _records(dialogue)]
-    try:
-        text = "".join(f"{_json(record)}\n" for record in records)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"the dialogues can't be written as JSON: {error}") from error
-    if kept and read(text, "what was written", Report()) != kept:
-        raise DataError(
-            "the dialogues can't be written without loss: expected sessions in ascending order, "
-            "every turn id once in its dialogue, evidence in the dialogue's order, JSON in meta"
-        )
-    return text
+    seen = set[str]()
+    for dialogue in dialogues:
+        try:
+            text = "".join(f"{written(record)}\n" for record in records(dialogue))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"the dialogues can't be written as JSON: {error}") from error
+        if dialogue.id in seen or read(text, "what was written", Report()) != [dialogue]:
+            raise DataError(
+                f"the dialogue {dialogue.id!r} can't be written without loss: expected each "
+                "dialogue once, sessions in ascending order, every turn id once in its dialogue, "
+                "evidence in the dialogue's order, JSON in meta"
+            )
+        seen.add(dialogue.id)
+        yield text
 
 
-def _json(record: Mapping[str, Any]) -> str:
-    """One line; half a surrogate pair, which UTF-8 can't hold, is escaped."""
-    text = json.dumps(record, ensure_ascii=False, allow_nan=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return json.dumps(record, allow_nan=False)
-    return text
-
-
-def _records(dialogue: Dialogue) -> Iterator[dict[str, Any]]:
-    """The lines of one dialogue: its head where there is something to say, then the rest."""
-    of = {"dialogue": dialogue.id}
-    head = _head(dialogue)
-    if head or not dialogue.turns:
-        yield of | head
-    for session in dialogue.sessions:
-        for turn in session.turns:
-            told = {
-                "speaker": turn.speaker,
-                "text": turn.text,
-                "said": _written(turn.said),
-                "session": session.number,
-                "id": turn.id,
-            }
-            role = {"role": turn.role} if turn.role != "user" else {}
-            yield of | _filled(told | role, caption=turn.caption)
-    for observed in dialogue.observations:
-        yield of | {
-            "fact": observed.text,
-            "speaker": observed.speaker,
-            "sources": list(observed.sources),
-            "session": observed.session,
-        }
-    for question in dialogue.questions:
-        yield of | _filled(
-            {
-                "question": question.text,
-                "answer": question.answer,
-                "evidence": list(question.evidence),
-                "category": question.category,
-                "id": question.id,
-            },
-            accepted=list(question.accepted),
-            kind=question.kind,
-            phenomenon=question.phenomenon,
-            meta=dict(question.meta),
-        )
-
-
-def _head(dialogue: Dialogue) -> dict[str, Any]:
-    """What the turns of a dialogue don't tell."""
-    speakers = tuple(dict.fromkeys(turn.speaker for turn in dialogue.turns))
-    dates = {
-        str(session.number): _written(session.date)
-        for session in dialogue.sessions
-        if not session.turns or session.turns[0].said != session.date
-    }
-    return _filled(
-        {"speakers": list(dialogue.speakers)} if dialogue.speakers != speakers else {},
-        split=dialogue.own_split,
-        sessions=dates,
-        meta=dict(dialogue.meta),
-    )
-
-
-def _filled(record: dict[str, Any], **optional: Any) -> dict[str, Any]:
-    """The record with those of the optional values that hold something."""
-    return record | {key: value for key, value in optional.items() if value}
-
-
-def _written(moment: datetime | None) -> str | None:
-    return None if moment is None else as_utc(moment).isoformat().replace("+00:00", "Z")
+FORMAT: Final = Format(
+    name="jsonl",
+    title="plain JSON lines",
+    a_file="a file of plain JSON lines",
+    source=DOCUMENT,
+    fits=lambda record: not record.keys().isdisjoint(("dialogue", "text", "fact")),
+    stream=stream,
+)

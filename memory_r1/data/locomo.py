@@ -5,22 +5,15 @@ Every irregular record is mended, and said to be; what can't be mended is refuse
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from memory_r1.data import (
-    ADVERSARIAL,
-    CATEGORIES,
-    Dialogue,
-    Observation,
-    Question,
-    Report,
-    Session,
-)
+from memory_r1.data.categories import ADVERSARIAL, CATEGORIES, groups_of, guidance_of
+from memory_r1.data.dialogues import Dialogue, Observation, Question, Report, Session
+from memory_r1.data.reading import Format, named, needed, whole
 from memory_r1.errors import DataError
 from memory_r1.types import NOT_MENTIONED, Turn
 
@@ -38,25 +31,33 @@ _EVIDENCE: Final = re.compile(r"D\s*:?\s*(\d+)\s*:\s*(\d+)")
 _EXACT_ID: Final = re.compile(r"D([1-9]\d*):([1-9]\d*)")
 
 
-def load(path: Path, report: Report) -> list[Dialogue]:
-    """Read a file; DataError when it is missing, something else, or holds a broken record."""
-    data = _read(path)
-    if not isinstance(data, list):
-        data = [data]
-    if not data:
+def stream(path: Path, report: Report) -> Iterator[Dialogue]:
+    """The dialogues of a file; DataError for a broken record.
+
+    The file is read at once: a record of LoCoMo holds the longest dialogue there is, and ten of
+    them are 3 MB.
+    """
+    records = whole(path, SOURCE)
+    if not isinstance(records, list):
+        records = [records]
+    if not records:
         raise DataError(f"{path} holds an empty list; {SOURCE}")
-    return read(data, path.name, report)
+    yield from _dialogues(records, path.name, report)
 
 
-def read(records: Sequence[Any], name: str, report: Report) -> list[Dialogue]:
+def read(records: Iterable[Any], name: str, report: Report) -> list[Dialogue]:
     """Dialogues from records as the file holds them; `name` is what errors call their source."""
-    dialogues: dict[str, Dialogue] = {}
+    return list(_dialogues(records, name, report))
+
+
+def _dialogues(records: Iterable[Any], name: str, report: Report) -> Iterator[Dialogue]:
+    seen = set[str]()
     for i, record in enumerate(records):
         dialogue = _dialogue(record, f"{name}, dialogue {i}", report)
-        if dialogue.id in dialogues:
+        if dialogue.id in seen:
             raise DataError(f"{name}, dialogue {i}: sample_id {dialogue.id!r} occurs twice")
-        dialogues[dialogue.id] = dialogue
-    return list(dialogues.values())
+        seen.add(dialogue.id)
+        yield dialogue
 
 
 def parse_date(text: str) -> datetime | None:
@@ -80,59 +81,9 @@ def parse_date(text: str) -> datetime | None:
         return None
 
 
-def _read(path: Path) -> Any:
-    """The JSON of a file that looks like LoCoMo's; DataError says what it is instead."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"no file {path}; {SOURCE}") from None
-    except OSError as error:
-        raise DataError(f"{path} can't be read: {error.strerror}") from error
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is not text, so not the JSON expected; {SOURCE}") from None
-    if text.startswith("version https://git-lfs"):
-        raise DataError(f"{path} is a Git LFS pointer, not the file itself; run:  git lfs pull")
-    if text.lstrip().startswith("<"):
-        raise DataError(f"{path} is a web page; download the raw file instead; {SOURCE}")
-    if not text.strip():
-        raise DataError(f"{path} is empty; {SOURCE}")
-    try:
-        data = json.loads(text)
-    except RecursionError:
-        raise DataError(f"{path} is nested too deeply to be a dialogue file") from None
-    except json.JSONDecodeError as error:
-        if kind := _foreign(text.splitlines()[0]):
-            raise DataError(f"{path} is {kind}, not LoCoMo; {SOURCE}") from None
-        if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated"):
-            raise DataError(
-                f"{path} breaks off after {len(text):,} characters: the download was cut short; "
-                "fetch it again"
-            ) from None
-        raise DataError(f"{path} is not JSON: {error}") from None
-    first = data[0] if isinstance(data, list) and data else data
-    if kind := _foreign(first):
-        raise DataError(f"{path} is {kind}, not LoCoMo; {SOURCE}")
-    return data
-
-
-def _foreign(record: object) -> str:
-    """Which other benchmark a record (or a line of JSON) belongs to; empty if to none."""
-    if isinstance(record, str):
-        try:
-            record = json.loads(record)
-        except (ValueError, RecursionError):
-            return ""
-    if isinstance(record, dict):
-        if "haystack_sessions" in record or "haystack_dates" in record:
-            return "a LongMemEval file"
-        if "previous_dialogs" in record or "self_instruct" in record:
-            return "an MSC (MSC-Self-Instruct) file"
-    return ""
-
-
 def _dialogue(record: Any, where: str, report: Report) -> Dialogue:
-    sample_id = _field(record, "sample_id", str, where)
-    conversation = _field(record, "conversation", dict, f"{where} ({sample_id})")
+    sample_id = named(record, "sample_id", where)
+    conversation = needed(record, "conversation", dict, f"{where} ({sample_id})")
     sessions = _sessions(conversation, sample_id, report)
     turn_ids = {turn.id for session in sessions for turn in session.turns}
     if not turn_ids:
@@ -141,8 +92,8 @@ def _dialogue(record: Any, where: str, report: Report) -> Dialogue:
     if not speakers:
         speakers = tuple(dict.fromkeys(t.speaker for s in sessions for t in s.turns))
         report.add(sample_id, "no speaker_a and speaker_b", "taken from the turns")
-    questions = _field(record, "qa", list, sample_id) if "qa" in record else []
-    observed = _field(record, "observation", dict, sample_id) if "observation" in record else {}
+    questions = needed(record, "qa", list, sample_id) if "qa" in record else []
+    observed = needed(record, "observation", dict, sample_id) if "observation" in record else {}
     if not questions:
         report.add(sample_id, "no questions", "kept without")
     return Dialogue(
@@ -170,7 +121,7 @@ def _sessions(
     sessions, seen = [], set[str]()
     for number in numbers:
         where = f"{sample_id} session {number}"
-        turns = _field(conversation, f"session_{number}", list, sample_id)
+        turns = needed(conversation, f"session_{number}", list, sample_id)
         if not turns:
             report.add(where, "no turns", "left out")
             continue
@@ -204,15 +155,15 @@ def _turn(
     report: Report,
 ) -> Turn:
     where = f"{where}, turn {number}"
-    turn_id = _field(record, "dia_id", str, where)
+    turn_id = needed(record, "dia_id", str, where)
     if not _EXACT_ID.fullmatch(turn_id) or turn_id in seen:
         mended = f"D{session}:{number}"
         report.add(where, f"dia_id {turn_id!r} is malformed or repeated", f"read as {mended!r}")
         turn_id = mended
     seen.add(turn_id)
     return Turn(
-        speaker=_field(record, "speaker", str, where),
-        text=_field(record, "text", str, where),
+        speaker=needed(record, "speaker", str, where),
+        text=needed(record, "text", str, where),
         said=date,
         id=turn_id,
         caption=str(record.get("blip_caption") or ""),
@@ -225,8 +176,8 @@ def _questions(
     questions, first_asked = [], dict[str, int]()
     for i, record in enumerate(records):
         where = f"{sample_id} qa #{i}"
-        text = _field(record, "question", str, where)
-        category = _field(record, "category", int, where)
+        text = needed(record, "question", str, where)
+        category = needed(record, "category", int, where)
         if category not in CATEGORIES:
             raise DataError(f"{where}: category is {category}; expected 1 to 5")
         if (earlier := first_asked.setdefault(text, i)) != i:
@@ -235,6 +186,7 @@ def _questions(
         if not evidence and category != ADVERSARIAL:
             report.add(where, "no evidence", "not scored for retrieval")
         answer, accepted = _answers(record, category, where, report)
+        kind, phenomenon = (str(record.get(key) or "") for key in ("kind", "phenomenon"))
         questions.append(
             Question(
                 id=str(record.get("id") or f"{sample_id}#{i}"),
@@ -244,8 +196,10 @@ def _questions(
                 evidence=_evidence(evidence, turn_ids, where, report),
                 category=category,
                 accepted=accepted,
-                kind=str(record.get("kind") or ""),
-                phenomenon=str(record.get("phenomenon") or ""),
+                kind=kind,
+                phenomenon=phenomenon,
+                groups=groups_of(category, kind, phenomenon),
+                guidance=guidance_of(category),
                 meta={k: record[k] for k in ("adversarial_answer",) if k in record},
             )
         )
@@ -259,7 +213,7 @@ def _answers(
     answer = record.get("answer")
     accepted: tuple[str, ...] = ()
     if "accepted" in record:
-        accepted = tuple(map(str, _field(record, "accepted", list, where)))
+        accepted = tuple(map(str, needed(record, "accepted", list, where)))
     if category == ADVERSARIAL:
         if answer is None or str(answer) == NOT_MENTIONED:
             return NOT_MENTIONED, accepted
@@ -321,24 +275,31 @@ def _observed(records: Mapping[str, Any], where: str) -> Iterable[tuple[int, str
     """(session, speaker, number, item) of every observation, oldest first."""
     sessions = ((re.fullmatch(r"session_(\d+)_observation", key), key) for key in records)
     for session, key in sorted((int(match[1]), key) for match, key in sessions if match):
-        said = _field(records, key, dict, where)
+        said = needed(records, key, dict, where)
         for speaker in said:
-            for i, item in enumerate(_field(said, speaker, list, f"{where} {key}")):
+            for i, item in enumerate(needed(said, speaker, list, f"{where} {key}")):
                 yield session, speaker, i, item
 
 
-def _field(record: Any, name: str, expected: type, where: str) -> Any:
-    """A field of a record; DataError says which record lacks it."""
-    if not isinstance(record, dict):
-        raise DataError(f"{where}: expected an object, found {type(record).__name__}")
-    if name not in record:
-        raise DataError(f"{where}: {name!r} is missing")
-    if not isinstance(record[name], expected):
-        raise DataError(
-            f"{where}: {name!r} should be {_JSON_NAMES[expected]}, "
-            f"found {type(record[name]).__name__}"
-        )
-    return record[name]
+def _fits(record: Mapping[str, Any]) -> bool:
+    return "conversation" in record or "sample_id" in record
 
 
-_JSON_NAMES: Final = {str: "a string", int: "a number", list: "a list", dict: "an object"}
+FORMAT: Final = Format(
+    name="locomo",
+    title="LoCoMo",
+    a_file="a LoCoMo file",
+    source=SOURCE,
+    fits=lambda record: _fits(record) and "world" not in record,
+    stream=stream,
+    files=("locomo10.json",),
+)
+WORLD: Final = Format(
+    name="world",
+    title="the synthetic world",
+    a_file="a world file",
+    source="`memory-r1 world --out world.json` writes a world file (MIT)",
+    fits=lambda record: _fits(record) and "world" in record,
+    stream=stream,
+    files=("world.json",),
+)

@@ -41,6 +41,8 @@ class Agents:
     extract: LLM | None = None
     manage: LLM | None = None
     answer: LLM | None = None
+    judge: LLM | None = None
+    """Grades answers, where training pays for its verdict; no part of a memory."""
 
 
 Role = Literal["extract", "manage", "answer"]
@@ -50,7 +52,7 @@ Role = Literal["extract", "manage", "answer"]
 class Call:
     """One question to one role's model, asked by a conversation."""
 
-    role: Role
+    role: Role | Literal["judge"]
     prompt: Prompt
     max_tokens: int = 512
     schema: Mapping[str, Any] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import json
@@ -9,35 +10,35 @@ import os
 import random
 import re
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-
-import httpx
+from weakref import finalize
 
 from memory_r1.errors import ConfigError, MissingExtra, ModelUnavailable
+from memory_r1.llm.folders import (
+    STYLE_FILE,
+    TOKENIZER_FILES,
+    base_of,
+    find_on_hub,
+    is_path,
+    style_of,
+    version_of,
+)
+from memory_r1.llm.shared import LOADED, Weights
+from memory_r1.llm.template import sound, templated
 from memory_r1.llm.usage import Usage
 from memory_r1.types import Completion, Prompt, Style
 
 if TYPE_CHECKING:
     from memory_r1.llm.guide import Grammar
 
-STYLE_FILE = "memory_r1.json"
-"""Next to config.json: how the model's prompts are written, {"style": "compact"}."""
 LONGEST_COMPACT_REPLY = 160
 """Tokens; no reply of the compact style needs as many, and a rambling tiny model stays cheap."""
-_ADAPTER = "adapter_config.json"
-_WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
-_TOKENIZERS = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "tokenizer_config.json",
-)
 _REMEMBERED = 20_000
 _LOADING = threading.Lock()
 """transformers sets process-wide switches while it loads: two models at once lose weights."""
@@ -45,7 +46,8 @@ T = TypeVar("T")
 
 
 class _Loaded(NamedTuple):
-    model: Any
+    weights: Weights
+    adapter: str | None  # by its name on these weights
     tokenizer: Any
 
 
@@ -59,6 +61,8 @@ class _Asked(NamedTuple):
 
 class LocalLLM:
     """A causal language model of transformers on this machine, loaded at its first use.
+
+    Models of one base, adapters among them, share its weights: they are in memory once.
 
     path_or_id:  a folder (full model or peft adapter) or a Hugging Face id
     style:       how its prompts are written; None: what its folder's `memory_r1.json` says, else
@@ -85,18 +89,20 @@ class LocalLLM:
         for package in ("torch", "transformers", "llguidance"):
             if importlib.util.find_spec(package) is None:
                 raise MissingExtra(f"running the model {path_or_id} here", package, "train")
-        self.path = str(Path(path_or_id).expanduser() if _is_path(path_or_id) else path_or_id)
-        self.name = name or (Path(self.path).name if _is_path(self.path) else self.path)
-        self._base = _base_of(self.path)
-        self.style: Style = style or _style_of(self.path) or _style_of(self._base) or "instruct"
+        self.path = str(Path(path_or_id).expanduser() if is_path(path_or_id) else path_or_id)
+        self.name = name or (Path(self.path).name if is_path(self.path) else self.path)
+        self._base = base_of(self.path)
+        self.style: Style = style or style_of(self.path) or style_of(self._base) or "instruct"
         self.cache_hits = 0
         """Replies at temperature 0 that were known already."""
         self.usage = Usage()
         self._device, self._dtype = device, dtype
         self._seed, self._seeds = seed, random.Random(seed)
+        self._own = False
         self._held: _Loaded | None = None
+        self.identity = ""
+        """What its replies may be kept under; "" where the weights may change."""
         self._known: OrderedDict[_Asked, Completion] = OrderedDict()
-        # While it samples, the model's attention is exchanged: one thread at a time.
         self._lock = threading.RLock()
 
     def complete(
@@ -131,7 +137,7 @@ class LocalLLM:
 
     def copy(self, *, dtype: str | None = None) -> LocalLLM:
         """The same model with weights of its own, read anew: one to train, one that stays."""
-        return LocalLLM(
+        twin = LocalLLM(
             self.path,
             style=self.style,
             device=self._device,
@@ -139,12 +145,42 @@ class LocalLLM:
             name=self.name,
             seed=self._seed,
         )
+        twin._own = True
+        return twin
+
+    def on(self, adapter: str) -> LocalLLM:
+        """The same base with another adapter, by the name it goes by on its weights."""
+        twin = self.copy()
+        twin._own = self._own
+        twin._held = _Loaded(self.weights, adapter, self.tokenizer)
+        finalize(twin, self.weights.take_off, adapter)
+        return twin
+
+    def read_as(self, dtype: str | None) -> None:
+        """Read the weights in this precision; ConfigError once they are in memory."""
+        if self._held is not None and dtype != self._dtype:
+            raise ConfigError(f"model {self.name!r} is in memory already; say its dtype before")
+        self._dtype = dtype
+
+    @contextmanager
+    def active(self) -> Iterator[Any]:
+        """The model with this one's adapter, and no other on its weights, in effect."""
+        weights, adapter, _ = self._loaded
+        with weights.using(adapter) as model:
+            yield model
 
     def save(self, folder: str | Path) -> None:
-        """Write weights, tokenizer and style in the form this class loads."""
-        with _no_progress_bars():
-            self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        """Write weights, or the adapter alone, tokenizer and style in the form this class loads."""
+        weights, adapter, tokenizer = self._loaded
+        if adapter is not None:
+            _save_adapter(weights, adapter, folder, self._base)
+        elif weights.peft is not None:  # its layers have others' adapters inside
+            self.copy().save(folder)
+            return
+        else:
+            with _no_progress_bars():
+                weights.model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
         style = json.dumps({"style": self.style})
         (Path(folder) / STYLE_FILE).write_text(style + "\n", "utf-8")
 
@@ -155,8 +191,26 @@ class LocalLLM:
 
     @property
     def model(self) -> Any:
-        """The transformers model (a peft model where this is an adapter), in evaluation mode."""
-        return self._loaded.model
+        """The transformers model, in evaluation mode; others may share it.
+
+        To be computed with inside `active`, and to be changed in a `copy` only.
+        """
+        return self._loaded.weights.model
+
+    @property
+    def weights(self) -> Weights:
+        """The weights in memory, and what lies on them."""
+        return self._loaded.weights
+
+    @property
+    def base(self) -> str:
+        """Where the full weights are: its own path, unless it is an adapter."""
+        return self._base
+
+    @property
+    def adapter(self) -> str | None:
+        """The name of its adapter on these weights; None: it is the base model."""
+        return self._loaded.adapter
 
     @property
     def tokenizer(self) -> Any:
@@ -191,9 +245,9 @@ class LocalLLM:
         """
         if self.style == "compact" or not getattr(self.tokenizer, "chat_template", None):
             special = self.style != "compact"
-            ids = self.tokenizer(_sound(prompt.text), add_special_tokens=special)["input_ids"]
+            ids = self.tokenizer(sound(prompt.text), add_special_tokens=special)["input_ids"]
         else:
-            ids = self._templated(prompt)
+            ids = templated(self.tokenizer, prompt)
         return [int(token) for token in ids]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -228,15 +282,17 @@ class LocalLLM:
 
         encoded = [self.encode(prompt) for prompt in prompts]
         self._check_room(max(map(len, encoded)), max_tokens)
-        replies = sample(
-            self.model,
-            encoded,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            end=self.end_ids,
-            seed=self._seeds.getrandbits(63),
-            guides=self._grammar.guides(schema) if schema and self._grammar else None,
-        )
+        guides = self._grammar.guides(schema) if schema and self._grammar else None
+        with self.active() as model:
+            replies = sample(
+                model,
+                encoded,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                end=self.end_ids,
+                seed=self._seeds.getrandbits(63),
+                guides=guides,
+            )
         completions = [
             Completion(self.decode(reply.ids), len(ids), len(reply.ids), reply.finished)
             for ids, (reply,) in zip(encoded, replies, strict=True)
@@ -262,30 +318,6 @@ class LocalLLM:
         while len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
 
-    def _templated(self, prompt: Prompt) -> Sequence[int]:
-        from jinja2 import TemplateError
-
-        messages = [{"role": role, "content": _sound(text)} for role, text in prompt.messages]
-
-        def render(messages: list[dict[str, str]]) -> Sequence[int]:
-            ids: Sequence[int] = self.tokenizer.apply_chat_template(
-                messages,
-                add_generation_prompt=True,
-                return_dict=False,
-                enable_thinking=False,  # read by templates of models that would think aloud
-            )
-            return ids
-
-        try:
-            return render(messages)
-        except TemplateError:
-            # Some templates (Gemma's) know no system role.
-            if len(messages) < 2 or messages[0]["role"] != "system":
-                raise
-            first, second, *rest = (message["content"] for message in messages)
-            opening = {"role": messages[1]["role"], "content": f"{first}\n\n{second}"}
-            return render([opening, *messages[2:]])
-
     @property
     def _loaded(self) -> _Loaded:
         with self._lock:
@@ -299,10 +331,25 @@ class LocalLLM:
         device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = self._dtype or ("float32" if device == "cpu" else "auto")
         with _LOADING, _no_progress_bars():
-            _find_on_hub(self._base)
+            find_on_hub(self._base)
             tokenizer = self._try("tokenizer", lambda: _load_tokenizer(self.path, self._base))
-            model = self._try("weights", lambda: _load_model(self.path, self._base, dtype))
-        return _Loaded(model.to(device).eval(), tokenizer)
+            weights, adapter = self._try("weights", lambda: self._read(device, dtype))
+        return _Loaded(weights, adapter, tokenizer)
+
+    def _read(self, device: str, dtype: str) -> tuple[Weights, str | None]:
+        """The base, which may be in memory, and the adapter that was put on it."""
+        key = (version_of(self._base), device, dtype)
+        alone = self._own or (self.path != self._base and not _stackable(self.path))
+        weights = None if alone else LOADED.get(key)
+        if weights is None:
+            weights = Weights(_load_model(self._base, dtype).to(device).eval())
+            if not alone:
+                LOADED[key] = weights
+        if self.path == self._base:
+            return weights, None
+        adapter = _put_on(weights, self.path)
+        finalize(self, weights.take_off, adapter)
+        return weights, adapter
 
     def _try(self, part: str, load: Callable[[], T]) -> T:
         from safetensors import SafetensorError
@@ -347,111 +394,15 @@ def _no_progress_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _is_path(name: str | Path) -> bool:
-    return isinstance(name, Path) or name.startswith((".", "/", "~")) or Path(name).is_dir()
-
-
-def _sound(text: str) -> str:
-    """Half a surrogate pair, which no tokenizer takes, becomes a question mark."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
 def _digest(prompt: Prompt) -> bytes:
     return hashlib.sha256(repr(prompt.messages).encode("utf-8", "replace")).digest()
-
-
-def _unusable(folder: str, expected: str, seen: str) -> ModelUnavailable:
-    return ModelUnavailable(
-        f"{folder} is not a model: expected {expected}, {seen}. Point to a folder written by "
-        "save_pretrained, to the output of a training run, or name a Hugging Face model"
-    )
-
-
-def _base_of(path: str) -> str:
-    """Where the full weights are: the path itself, or the base of an adapter folder.
-
-    Raises ModelUnavailable for a folder in which something is missing.
-    """
-    folder = Path(path)
-    if not _is_path(path):
-        return path
-    if not folder.is_dir():
-        raise _unusable(path, "a folder", "there is none")
-    seen = "it holds " + (", ".join(sorted(f.name for f in folder.iterdir())[:12]) or "nothing")
-    if (folder / _ADAPTER).is_file():
-        base = _read_json(folder / _ADAPTER).get("base_model_name_or_path")
-        if not isinstance(base, str) or not base:
-            raise _unusable(path, f"base_model_name_or_path in {_ADAPTER}", "it is not there")
-        inside = folder / base
-        return _base_of(str(inside) if inside.is_dir() else base)
-    if not (folder / "config.json").is_file():
-        raise _unusable(path, f"config.json (or {_ADAPTER})", seen)
-    if not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
-        raise _unusable(path, "weights, such as model.safetensors", seen)
-    if not any((folder / file).is_file() for file in _TOKENIZERS):
-        raise _unusable(path, "a tokenizer, such as tokenizer.json", seen)
-    return path
-
-
-def _style_of(path: str) -> Style | None:
-    file = Path(path) / STYLE_FILE
-    if not _is_path(path) or not file.is_file():
-        return None
-    match _read_json(file).get("style"):
-        case "compact":
-            return "compact"
-        case "instruct":
-            return "instruct"
-        case other:
-            raise _unusable(
-                path, f'style "compact" or "instruct" in {STYLE_FILE}', f"got {other!r}"
-            )
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise _unusable(str(file.parent), f"JSON in {file.name}", str(error)) from error
-    if not isinstance(data, dict):
-        raise _unusable(str(file.parent), f"a JSON object in {file.name}", f"got {data!r:.80}")
-    return data
-
-
-def _find_on_hub(name: str) -> None:
-    """Refuse at once an id that is neither in the local cache nor to be had from the hub.
-
-    The hub's own client would retry for a minute or more before it says so.
-    """
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    if _is_path(name) or isinstance(try_to_load_from_cache(name, "config.json"), str):
-        return
-    reason = "the environment forbids downloads (HF_HUB_OFFLINE)"
-    if not constants.HF_HUB_OFFLINE:
-        url = f"{constants.ENDPOINT}/{name}/resolve/main/config.json"
-        try:
-            found = httpx.head(url, timeout=20, follow_redirects=True)
-        except httpx.HTTPError as error:
-            reason = f"{constants.ENDPOINT} can't be reached ({error})"
-        else:
-            if found.status_code not in (401, 403, 404):  # a private model has a token of its own
-                return
-            if constants.HF_TOKEN_PATH and os.path.isfile(constants.HF_TOKEN_PATH):
-                return
-            reason = f"{constants.ENDPOINT} answered {found.status_code} for it"
-    raise ModelUnavailable(
-        f"no model {name!r}: it is no folder here, it is not in the local cache, and {reason}. "
-        "Expected rules, tiny, tiny-base, a folder, openai:MODEL, a URL with #MODEL, or a "
-        "Hugging Face id"
-    )
 
 
 def _load_tokenizer(path: str, base: str) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-    own = any((Path(path) / file).is_file() for file in _TOKENIZERS)
+    own = any((Path(path) / file).is_file() for file in TOKENIZER_FILES)
     source = path if own else base
     # By the model's type, AutoTokenizer would make a Qwen2Tokenizer of our word pieces, which
     # cuts them differently: a file that claims no class beyond its own tables is taken at its word.
@@ -461,7 +412,7 @@ def _load_tokenizer(path: str, base: str) -> Any:
     return AutoTokenizer.from_pretrained(source)
 
 
-def _load_model(path: str, base: str, dtype: str) -> Any:
+def _load_model(base: str, dtype: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     model, report = AutoModelForCausalLM.from_pretrained(
@@ -469,10 +420,55 @@ def _load_model(path: str, base: str, dtype: str) -> Any:
     )
     if missing := sorted(report["missing_keys"]):  # transformers would draw them at random
         raise ValueError(f"{len(missing)} weights are missing, such as {missing[0]}")
-    if base == path:
-        return model
+    return model
+
+
+def _stackable(path: str) -> bool:
+    """Whether an adapter leaves its base as it was for others: LoRA without biases or copies."""
+    config = _adapter_config(path)
+    return config.bias == "none" and not config.modules_to_save
+
+
+def _adapter_config(path: str) -> Any:
     if importlib.util.find_spec("peft") is None:
         raise MissingExtra(f"the adapter {path}", "peft", "train")
+    from peft import LoraConfig, PeftConfig
+
+    config = PeftConfig.from_pretrained(path)
+    if not isinstance(config, LoraConfig):
+        raise ValueError(f"it is an adapter of kind {config.peft_type}; expected LoRA")
+    return config
+
+
+def _put_on(weights: Weights, path: str) -> str:
+    _adapter_config(path)
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, path)
+    with quiet():
+        return weights.put_on(
+            lambda model, name: PeftModel.from_pretrained(model, path, adapter_name=name),
+            lambda peft, name: peft.load_adapter(path, adapter_name=name),
+        )
+
+
+def _save_adapter(weights: Weights, name: str, folder: str | Path, base: str) -> None:
+    """In peft's own format, as its file of one adapter lies on its own."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    state = get_peft_model_state_dict(weights.peft, adapter_name=name, save_embedding_layers=False)
+    whole = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+    save_file(whole, Path(folder) / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = copy.copy(weights.peft.peft_config[name])
+    config.base_model_name_or_path = str(Path(base).resolve()) if is_path(base) else base
+    config.inference_mode = True
+    config.save_pretrained(folder)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """peft asks transformers for what it will call otherwise one day, and transformers says so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield

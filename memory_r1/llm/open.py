@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -32,7 +33,8 @@ def open_agents(name: str | None) -> Agents:
     anything else             a model id of Hugging Face, run here
 
     A service is asked at most MEMORY_R1_RPM times and for MEMORY_R1_TPM tokens per minute, where
-    these are set; "http://HOST/v1?rpm=60&tpm=100000#MODEL" says it for one URL.
+    these are set, and by MEMORY_R1_CONCURRENCY (8) requests at once;
+    "http://HOST/v1?rpm=60&tpm=100000&concurrency=64#MODEL" says it for one URL.
 
     Raises ConfigError for a name that cannot be meant, DataError for an unusable `agents.json`,
     ModelUnavailable when the model can't be loaded, MissingExtra when that needs torch.
@@ -65,7 +67,23 @@ def open_llm(name: str) -> LLM:
         )
     from memory_r1.llm.local import LocalLLM
 
-    return LocalLLM(str(folder_of(name)) if name in BUNDLED else name)
+    local = LocalLLM(str(folder_of(name)) if name in BUNDLED else name)
+    local.identity = fingerprint(name)
+    return local
+
+
+def fingerprint(name: str | None) -> str:
+    """A name, and for a model folder also what is in it, so that a retrained one is told apart."""
+    if name is None:
+        return ""
+    folder = folder_of(name)
+    if not folder.is_dir():
+        return name
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors")):
+        state = path.stat()
+        digest.update(f"{path.relative_to(folder)} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return f"{folder.name} {digest.hexdigest()[:12]}"
 
 
 def _open_service(model: str, url: str) -> LLM:
@@ -78,19 +96,26 @@ def _open_service(model: str, url: str) -> LLM:
 
     key = os.environ.get("OPENAI_API_KEY", "")
     base, _, query = (url or "https://api.openai.com/v1").partition("?")
-    return OpenAILLM(model, base_url=base, api_key=key, limit=_limit(base.rstrip("/"), query))
+    base = base.rstrip("/")
+    requests, tokens, concurrency = _limits(base, query)
+    limit = _limit_of(base, requests, tokens) if requests or tokens else None
+    return OpenAILLM(model, base_url=base, api_key=key, limit=limit, concurrency=concurrency or 8)
 
 
-_LIMITS = {"rpm": "MEMORY_R1_RPM", "tpm": "MEMORY_R1_TPM"}
+_LIMITS = {
+    "rpm": "MEMORY_R1_RPM",
+    "tpm": "MEMORY_R1_TPM",
+    "concurrency": "MEMORY_R1_CONCURRENCY",
+}
 
 
-def _limit(url: str, query: str) -> RateLimit | None:
-    """The limit of a service from its URL's query, else from the environment."""
+def _limits(url: str, query: str) -> list[int | None]:
+    """The limits of a service, in this order, from its URL's query, else from the environment."""
     given = dict(parse_qsl(query, keep_blank_values=True))
     if unknown := given.keys() - _LIMITS.keys():
         raise ConfigError(
             f"unknown setting {min(unknown)!r} in {url}?{query}; expected rpm (requests per "
-            "minute) or tpm (tokens per minute)"
+            "minute), tpm (tokens per minute) or concurrency (requests at once)"
         )
     numbers: list[int | None] = []
     for name, variable in _LIMITS.items():
@@ -98,7 +123,7 @@ def _limit(url: str, query: str) -> RateLimit | None:
         if (value or name in given) and not re.fullmatch(r"[1-9][0-9]{0,11}", value):
             raise ConfigError(f"{name} ({variable}) is {value!r}; expected a number from 1")
         numbers.append(int(value) if value else None)
-    return _limit_of(url, *numbers) if any(numbers) else None
+    return numbers
 
 
 @cache

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -29,6 +30,9 @@ class OpenAILLM:
     server is asked again with growing pauses; then ModelUnavailable says what happened.
     """
 
+    concurrent = True
+    """It gains from being asked by several threads at once."""
+
     def __init__(
         self,
         model: str,
@@ -49,6 +53,8 @@ class OpenAILLM:
         self.name = model
         self.style = style
         self.base_url = base_url.rstrip("/")
+        self.identity = f"{self.base_url}#{model}"
+        """What its replies may be kept under."""
         self.usage = Usage()
         self.refused: frozenset[str] = frozenset()
         """What this server has turned out not to take: of response_format (a JSON schema),
@@ -98,6 +104,7 @@ class OpenAILLM:
         Not every server knows JSON schemas, and OpenAI's reasoning models take neither a
         temperature nor `max_tokens`.
         """
+        began = time.perf_counter()
         offered: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
         if schema is not None:
             form = {"name": "reply", "strict": True, "schema": dict(schema)}
@@ -120,7 +127,7 @@ class OpenAILLM:
             refused |= blamed
         if response.is_success:
             self.refused |= refused
-        completion = self._read(response)
+        completion = replace(self._read(response), seconds=time.perf_counter() - began)
         self.usage.count(completion)
         if sent is not None and completion.prompt_tokens:
             sent.tokens = completion.prompt_tokens + completion.completion_tokens

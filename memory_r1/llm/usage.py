@@ -57,6 +57,7 @@ def usage_of(agents: Agents) -> Tally:
 
     Models without a counter (ScriptedLLM, a user's own) add nothing.
     """
-    players = {id(llm): llm for llm in (agents.extract, agents.manage, agents.answer)}
+    roles = (agents.extract, agents.manage, agents.answer, agents.judge)
+    players = {id(llm): llm for llm in roles}
     counters = (getattr(llm, "usage", None) for llm in players.values())
     return sum((c.tally for c in counters if isinstance(c, Usage)), Tally())

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, cast
 
 import typer
 
-from memory_r1.data import describe, jsonl, load, table
+from memory_r1.data import BENCHMARKS, Dialogue, describe, jsonl, stream, table
 from memory_r1.data.world import WorldConfig, WorldWords, write
 from memory_r1.errors import ConfigError, DataError
 from memory_r1.serve.console import AsJson, answer, answer_json
@@ -70,6 +70,13 @@ def data(
     file: Annotated[
         Path, typer.Argument(help="E.g. locomo10.json, a world, your own.jsonl.", metavar="FILE")
     ],
+    format: Annotated[
+        str | None,
+        typer.Option(help=f"What FILE is: {', '.join(BENCHMARKS)}. Seen from FILE if not given."),
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="List every dialogue and irregular record.")
+    ] = False,
     to_jsonl: Annotated[
         Path | None,
         typer.Option(help="Write its dialogues as plain JSON lines, see docs/data.md."),
@@ -79,29 +86,38 @@ def data(
 ) -> None:
     """Show what a benchmark FILE holds and what is irregular in it, or rewrite it as JSON lines."""
     if to_jsonl is not None:
-        _rewrite(file, to_jsonl, force, as_json)
+        _rewrite(file, format, to_jsonl, force, as_json)
         return
-    description = describe(file)
+    description = describe(file, format)
     if as_json:
         answer_json(description)
     else:
-        answer(table(description))
+        answer(table(description, everything))
 
 
-def _rewrite(file: Path, out: Path, force: bool, as_json: bool) -> None:
+def _rewrite(file: Path, format: str | None, out: Path, force: bool, as_json: bool) -> None:
+    """Write a file's dialogues as JSON lines, all of them or no file; one at a time in memory."""
     _refuse_to_lose(out, "--to-jsonl", force)
-    dialogues = load(file)
-    text = jsonl.dump(dialogues)
+    counts = {"dialogues": 0, "turns": 0, "questions": 0, "lines": 0}
+
+    def counted() -> Iterator[Dialogue]:
+        for dialogue in stream(file, format):
+            counts["dialogues"] += 1
+            counts["turns"] += len(dialogue.turns)
+            counts["questions"] += len(dialogue.questions)
+            yield dialogue
+
+    draft = out.with_name(f"{out.name}.part")
     try:
-        out.write_text(text, encoding="utf-8", newline="\n")
+        with draft.open("w", encoding="utf-8", newline="\n") as written:
+            for text in jsonl.texts(counted()):
+                counts["lines"] += text.count("\n")
+                written.write(text)
+        draft.replace(out)
     except OSError as error:
         raise DataError(f"{out} can't be written: {error.strerror}") from error
-    counts = {
-        "dialogues": len(dialogues),
-        "turns": sum(len(dialogue.turns) for dialogue in dialogues),
-        "questions": sum(len(dialogue.questions) for dialogue in dialogues),
-        "lines": text.count("\n"),
-    }
+    finally:
+        draft.unlink(missing_ok=True)
     _show_written(out, counts, as_json)
 
 

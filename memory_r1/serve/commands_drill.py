@@ -34,8 +34,8 @@ def drill(
     from rich.console import Console
     from rich.table import Table
 
-    from memory_r1.bench.baselines import open_system
     from memory_r1.bench.drill import drill as play
+    from memory_r1.bench.systems import open_system
 
     found = play(data, open_system(system), k=k)
     if as_json:

@@ -99,7 +99,7 @@ def _read(file: Path, source: str, user: str, history: Path | None) -> Found:
 def _bring(memory: Memory, found: Found, dry_run: bool, as_json: bool) -> None:
     from rich.console import Console
 
-    from memory_r1.bench.report import Watch
+    from memory_r1.bench.progress import Watch
     from memory_r1.compat.importers import bring
 
     with Watch(Console(stderr=True)) as watch:

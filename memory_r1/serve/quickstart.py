@@ -18,10 +18,9 @@ from typing import Any, Literal
 from rich.console import Console
 
 import memory_r1
-from memory_r1.bench.baselines import fingerprint
-from memory_r1.bench.report import Watch
+from memory_r1.bench.progress import Watch
 from memory_r1.errors import ConfigError, MissingExtra
-from memory_r1.llm.open import ROLES_FILE, open_agents
+from memory_r1.llm.open import ROLES_FILE, fingerprint, open_agents
 from memory_r1.serve import quickstart_measure as measure
 from memory_r1.serve import quickstart_report as report
 from memory_r1.serve import quickstart_story as story

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from memory_r1.bench.baselines import open_system
 from memory_r1.bench.folder import RunFolder
-from memory_r1.bench.run import Plan, Progress, run
-from memory_r1.bench.score import Interval, Prediction, group_names, paired_bootstrap, percent
+from memory_r1.bench.plan import Plan
+from memory_r1.bench.run import Progress, run
+from memory_r1.bench.score import Interval, Prediction, paired_bootstrap, percent
+from memory_r1.bench.systems import open_system
 from memory_r1.config import Settings
 from memory_r1.data import load
 from memory_r1.data.world import WorldConfig, WorldWords, write
-from memory_r1.train.episodes import read_facts
+from memory_r1.train.construct import read_facts
 
 WORLDS: Mapping[str, WorldWords] = {"new": "train", "unseen": "unseen"}
 """New dialogues of the words known from training; and of names and values no training has met."""
@@ -72,7 +73,7 @@ def evaluate(
     *,
     limit: int | None,
     banks_of: Path | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Progress = lambda stage, done, total, note: None,
 ) -> None:
     """Play one system over one world file; a folder that was begun is gone on with.
 
@@ -98,8 +99,10 @@ def evaluate(
 
 def compare(world: str, folders: Sequence[Path]) -> Measured:
     """The table of one world from the run folders of SYSTEMS."""
+    runs = [RunFolder(folder, _json(folder / "config.json")) for folder in folders]
     predictions = [
-        RunFolder(folder, _json(folder / "config.json")).predictions() for folder in folders
+        {question_id: p for (question_id, _), p in run_folder.predictions().items()}
+        for run_folder in runs
     ]
     banks = {
         name: _json(folder / "scores.json")["bank"]
@@ -121,7 +124,7 @@ def table(predictions: Sequence[Mapping[str, Prediction]]) -> list[Row]:
     members: dict[str, list[str]] = {"all": []}
     for question_id, prediction in predictions[0].items():
         members["all"].append(question_id)
-        for name in group_names("world", prediction):
+        for name in prediction.groups:
             members.setdefault(name, []).append(question_id)
     # Phenomena first: they are what the world is for.
     names = sorted(members, key=lambda name: (name != "all", name.startswith("kind"), name))

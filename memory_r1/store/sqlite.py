@@ -391,6 +391,11 @@ class SqliteStore:
                 twin.add_feedback(feedback)
         return twin
 
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._path
+
     def close(self) -> None:
         """See Store.close."""
         with self._lock:

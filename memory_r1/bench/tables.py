@@ -1,23 +1,12 @@
-"""scores.json -> tables in the terminal; and how far a run has come, with the time left."""
+"""scores.json -> tables in the terminal."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 _COLUMNS = {
@@ -26,24 +15,52 @@ _COLUMNS = {
     "f1": "F1",
     "f1_official": "F1off",
     "bleu1": "B1",
+    "rouge_l_recall": "R-L",
+    "judge": "J",
     "recall@60": "r@60",
     "all@60": "all@60",
+    "session_recall_all@10": "ses@10",
+    "session_ndcg@10": "ndcg@10",
     "answer_words": "words",
 }
 """What the tables show of `score.measures`, in short headings: a row fits 80 columns."""
-_EVERY_SECONDS = 10.0
+_ONLY = {
+    "f1_official": ("locomo", "world", "jsonl"),
+    "rouge_l_recall": ("msc",),
+    "recall@60": ("locomo", "world", "jsonl"),
+    "all@60": ("locomo", "world", "jsonl"),
+    "session_recall_all@10": ("longmemeval",),
+    "session_ndcg@10": ("longmemeval",),
+}
+"""Columns that belong to some benchmarks alone."""
 
 
 def print_scores(scores: Mapping[str, Any], console: Console) -> None:
     """Print the tables of a finished run."""
     console.print(scores_table(scores))
+    intervals = scores["overall"]["intervals"]
+    shown = (
+        f"{_COLUMNS[name]} {intervals[name][0]}-{intervals[name][1]}"
+        for name in _columns(scores)
+        if intervals.get(name)
+    )
+    console.print(f"95% intervals of all: {', '.join(shown)}", soft_wrap=True)
+    if scores["judge"]:
+        judge = scores["judge"]
+        console.print(
+            f"judge: {judge['name']}, instruction {judge['prompt_hash']}, "
+            f"{_cell(judge['unscored'])}% unscored",
+            soft_wrap=True,
+        )
+    if scores["curve"]:
+        console.print(curve_table(scores["curve"]))
     console.print(_bank_line(scores), soft_wrap=True)
     if scores["bank"]["by_phenomenon"]:
         console.print(operations_table(scores["bank"]["by_phenomenon"]))
     if scores["latency"]:
-        batch = "" if scores["batch"] == 1 else f", {scores['batch']} questions at once"
         rows = (f"{name} {v['p50']}/{v['p95']}" for name, v in scores["latency"].items())
-        console.print(f"seconds p50/p95{batch}: {', '.join(rows)}", soft_wrap=True)
+        console.print(f"seconds p50/p95: {', '.join(rows)}", soft_wrap=True)
+    console.print(_cost_line(scores["cost"]), soft_wrap=True)
 
 
 def scores_table(scores: Mapping[str, Any]) -> Table:
@@ -54,18 +71,51 @@ def scores_table(scores: Mapping[str, Any]) -> Table:
     swapped = any("(paper: " in name for name in scores["groups"])
     paper = "; in brackets: the paper's name of the category" if swapped else ""
     table = Table(
-        title=f"{scores['benchmark']} {scores['split']}: {scores['system']}",
+        title=f"{scores['benchmark']} {scores['split']}: {scores['label']}",
         caption=f"{players}; answers are made from the {who} entries{paper}",
         box=box.SIMPLE_HEAD,
         collapse_padding=True,
     )
+    columns = _columns(scores)
     table.add_column("questions", no_wrap=True)
-    for heading in _COLUMNS.values():
-        table.add_column(heading, justify="right")
-    for name, row in scores["groups"].items():
-        table.add_row(name.replace("(paper: ", "("), *_cells(row))
+    for name in columns:
+        table.add_column(_COLUMNS[name], justify="right")
+    for group, row in scores["groups"].items():
+        table.add_row(group.replace("(paper: ", "("), *(_cell(row[name]) for name in columns))
     table.add_section()
-    table.add_row("all", *_cells(scores["overall"]), style="bold")
+    table.add_row("all", *(_cell(scores["overall"][name]) for name in columns), style="bold")
+    return table
+
+
+def _columns(scores: Mapping[str, Any]) -> list[str]:
+    """The measures that this run has."""
+    rows = [*scores["groups"].values(), scores["overall"]]
+    benchmark = scores["benchmark"]
+    return [
+        name
+        for name in _COLUMNS
+        if benchmark in _ONLY.get(name, (benchmark,))
+        and any(row.get(name) is not None for row in rows)
+    ]
+
+
+def curve_table(curve: Sequence[Mapping[str, Any]]) -> Table:
+    """Streaming: how good the answers were after so many sessions."""
+    table = Table(title="as the dialogues unfold", box=box.SIMPLE_HEAD, collapse_padding=True)
+    columns = {
+        "sessions": "sessions",
+        "dialogues": "dialogues",
+        "memories": "memories",
+        "n": "n",
+        "em": "EM",
+        "f1": "F1",
+        "judge": "J",
+        "kept": "still right",
+    }
+    for heading in columns.values():
+        table.add_column(heading, justify="right")
+    for point in curve:
+        table.add_row(*(_cell(point[name]) for name in columns))
     return table
 
 
@@ -101,66 +151,13 @@ def _bank_line(scores: Mapping[str, Any]) -> str:
     return line
 
 
-def _cells(row: Mapping[str, float | int | None]) -> list[str]:
-    return [_cell(row[name]) for name in _COLUMNS]
+def _cost_line(cost: Mapping[str, Any]) -> str:
+    line = (
+        f"{cost['calls']:,} calls of models, {cost['prompt_tokens']:,} prompt and "
+        f"{cost['completion_tokens']:,} completion tokens (without the judge)"
+    )
+    return line if cost["dollars"] is None else f"{line}: ${cost['dollars']:,.2f}"
 
 
 def _cell(value: float | int | None) -> str:
     return "-" if value is None else str(value)
-
-
-class Watch:
-    """Shows how far a run has come: a bar on a terminal, a line every ten seconds elsewhere."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bars = Progress(
-            TextColumn("{task.description:9}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
-        self._tasks: dict[str, TaskID] = {}
-        self._began: dict[str, tuple[float, int]] = {}
-        self._said = time.monotonic()
-
-    def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._bars.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._console.is_terminal:
-            self._bars.stop()
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Note that `done` of `total` are finished; see `run.Progress`."""
-        if self._console.is_terminal:
-            if stage not in self._tasks:
-                self._tasks[stage] = self._bars.add_task(stage, total=total)
-            self._bars.update(self._tasks[stage], completed=done)
-            return
-        now = time.monotonic()
-        # What an earlier run had finished comes at once and says nothing about the pace.
-        start, already = self._began.setdefault(stage, (now, done))
-        if now - self._said < _EVERY_SECONDS:
-            return
-        self._said = now
-        pace = (done - already) / (now - start) if now > start else 0.0
-        left = f", about {_duration((total - done) / pace)} left" if pace else ""
-        self._console.print(f"{stage}: {done} of {total}{left}")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
