@@ -7,6 +7,7 @@
 #   make format       the same, mended
 #   make docs         docs/cli.md, from the program's own help
 #   make peers        the packages we are drop-ins for (mem0, LangGraph, LangMem), for test-all
+#   make test-verl    the engine for clusters, with verl and Ray, without GPUs
 #
 # torch comes from the package index pip is set up with. Where that would bring the large CUDA
 # build, ask for PyTorch's own CPU index:
@@ -19,12 +20,14 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PEERS := .venv-peers
 PEERS_INSTALLED := $(PEERS)/.installed
+VERL := .venv-verl
+VERL_INSTALLED := $(VERL)/.installed
 
 export PYTHONHASHSEED ?= 0
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help quickstart test test-all check format docs install peers clean
+.PHONY: help quickstart test test-all check format docs install peers test-verl clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -68,6 +71,17 @@ $(PEERS_INSTALLED): pyproject.toml constraints.txt tests/compat/requirements.txt
 		-r tests/compat/requirements.txt -c constraints.txt -e .
 	touch $@
 
+test-verl: $(VERL_INSTALLED)
+	$(VERL)/bin/python -m pytest -W ignore tests/verl tests/test_verl.py -m "not slow"
+
+# In an environment of its own: verl holds transformers back, and its warnings are not ours.
+$(VERL_INSTALLED): pyproject.toml tests/verl/requirements.txt
+	$(PYTHON) -m venv $(VERL)
+	echo '*' > $(VERL)/.gitignore
+	$(VERL)/bin/python -m pip install --disable-pip-version-check --quiet \
+		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r tests/verl/requirements.txt -e .
+	touch $@
+
 clean:
 	rm -rf build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find . -name __pycache__ -type d -not -path './$(VENV)/*' -not -path './$(PEERS)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -not -path './$(PEERS)/*' -not -path './$(VERL)/*' -prune -exec rm -rf {} +

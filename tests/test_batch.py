@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from memory_r1.errors import ConfigError  # noqa: E402
 from memory_r1.train.batch import (  # noqa: E402
     Branch,
     Tree,
+    attention_for,
     attention_mask,
     by_tokens,
     hidden_states,
@@ -25,7 +27,7 @@ VOCABULARY = 50
 TOKENS = st.integers(1, VOCABULARY - 1)
 
 
-@pytest.fixture(scope="module", params=["tree", "eager"])
+@pytest.fixture(scope="module", params=["tree", "fused_tree", "eager"])
 def model(request):
     torch.manual_seed(0)
     config = transformers.Qwen2Config(
@@ -176,24 +178,56 @@ def with_attention(model, name):
 @example(UNEVEN)
 def test_tree_attention_is_attention_under_the_mask(model, some):
     packed, outputs, gradients = pack(some, pad=0), [], []
-    for name in ("tree", "eager"):
+    for name in ("tree", "fused_tree", "eager"):
         one = with_attention(model, name)
         outputs.append(hidden_states(one.model, packed, torch.float32))
         outputs[-1].sin().sum().backward()
         gradients.append([p.grad for p in one.model.parameters()])
-    torch.testing.assert_close(*outputs, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-3)
+    *ours, reference = outputs
+    *our_gradients, right = gradients
+    for output, gradient in zip(ours, our_gradients, strict=True):
+        torch.testing.assert_close(output, reference, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(gradient, right, atol=1e-3, rtol=1e-3)
 
 
 @torch.no_grad()
 def test_tree_attention_is_attention_under_the_mask_in_half_precision_too(model):
     packed = pack(UNEVEN, pad=0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        tree, masked = (
+        tree, fused, masked = (
             hidden_states(with_attention(model, name).model, packed, torch.bfloat16)
-            for name in ("tree", "eager")
+            for name in ("tree", "fused_tree", "eager")
         )
     torch.testing.assert_close(tree.float(), masked.float(), atol=0.15, rtol=0.05)
+    torch.testing.assert_close(fused.float(), masked.float(), atol=0.15, rtol=0.05)
+
+
+def test_a_gpu_computes_trees_in_fused_kernels_and_a_cpu_in_matrix_products():
+    assert attention_for("cpu") == "tree"
+    assert {attention_for(device) for device in ("cuda", "xpu", "mps")} == {"fused_tree"}
+
+
+@pytest.mark.parametrize("attention", ["tree", "fused_tree"])
+def test_a_window_that_a_tree_does_not_fit_is_refused_and_not_ignored(attention):
+    torch.manual_seed(0)
+    config = transformers.MistralConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        sliding_window=6,
+        attn_implementation="eager",
+    )
+    model = transformers.MistralForCausalLM(config).eval()
+    fits = Tree((1, 2, 3), (Branch((4, 5, 6)), Branch((7,))))
+    one = with_attention(model, attention)
+    torch.testing.assert_close(
+        logits_packed(one, [fits])[0], logits_alone(model, [fits]), atol=1e-4, rtol=1e-4
+    )
+    with pytest.raises(ConfigError, match="7 tokens and a layer of the model looks back 6"):
+        logits_packed(one, [Tree((1, 2, 3, 4), (Branch((4, 5, 6)),))])
 
 
 def test_trees_laid_end_to_end_know_where_their_tokens_belong():

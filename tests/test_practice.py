@@ -12,7 +12,8 @@ from memory_r1.errors import DataError
 from memory_r1.llm import Agents, ScriptedLLM
 from memory_r1.practice import dialogues
 from memory_r1.serve.cli import app
-from memory_r1.train.episodes import ManagerEpisode, corrections
+from memory_r1.train.construct import corrections
+from memory_r1.train.episodes import ManagerEpisode
 from memory_r1.types import Answer, Completion
 
 DOG, CAT = "Mia has a dog named Rex", "Mia has a cat named Tom"

@@ -12,7 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+
+from memory_r1.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -140,17 +143,20 @@ def tree_attention(
     key: Tensor,  # (1, key heads, tokens, head size)
     value: Tensor,
     attention_mask: Tensor | None,
-    scaling: float,
+    scaling: float | None = None,
     dropout: float = 0.0,
     *,
-    tree: Layout,
-    **_: object,
+    tree: Layout | None = None,
+    **more: Any,
 ) -> tuple[Tensor, None]:
     """Attention that only computes what a tree lets its tokens see.
 
     A prefix attends to itself; each branch to its prefix and to itself. Beside a mask over the
     whole packed sequence this skips every branch's scores for all other branches.
+    Raises ConfigError for attention of another kind than full and softmax.
     """
+    tree = _known(module, tree, more)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
@@ -178,25 +184,104 @@ def tree_attention(
     return every.index_select(0, tree.back)[None], None
 
 
+def fused_tree_attention(
+    module: nn.Module,
+    query: Tensor,  # (1, heads, tokens, head size)
+    key: Tensor,  # (1, key heads, tokens, head size)
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    *,
+    tree: Layout | None = None,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    """`tree_attention` in torch's fused kernels, which keep no scores: for GPUs and long prompts.
+
+    Prefixes are plain causal attention, flash attention's own case. A branch's few queries look at
+    its prefix and itself laid side by side; the mask of that is small.
+    """
+    tree = _known(module, tree, more)
+    rows, prefix = tree.prefix.shape
+    branches, length = tree.branch.shape[1:]
+    # Under autocast queries and keys may come back wider than values from the rotation.
+    tokens = [t[0].transpose(0, 1).to(value.dtype) for t in (query, key, value)]
+    heads, kv_heads, size = query.shape[1], key.shape[1], query.shape[-1]
+    group = heads // kv_heads
+
+    def taken(t: Tensor, where: Tensor) -> Tensor:  # (n, m) -> (n, heads, m, size)
+        return t.index_select(0, where.flatten()).view(*where.shape, -1, size).transpose(1, 2)
+
+    q, k, v = (taken(t, tree.prefix) for t in tokens)
+    on_prefix = scaled_dot_product_attention(
+        q, k, v, is_causal=True, scale=scaling, enable_gqa=group > 1
+    )  # padding stands behind what it pads, where no real token looks
+    own = tree.branch.view(rows * branches, length)
+    q, own_k, own_v = (taken(t, own) for t in tokens)
+    k, v = (t.repeat_interleave(branches, 0) for t in (k, v))
+    sees = torch.ones((length, length), dtype=torch.bool, device=own.device).tril()
+    far = (tree.unseen[:, :, 0] == 0).repeat_interleave(branches, 0).expand(-1, length, -1)
+    mask = torch.cat([far, sees.expand(rows * branches, -1, -1)], -1)[:, None]
+    # Fused kernels with a mask want as many key heads as query heads: the queries of a group are
+    # laid one after the other instead of copying keys and values for each.
+    on_branch = scaled_dot_product_attention(
+        q.reshape(-1, kv_heads, group * length, size),
+        torch.cat([k, own_k], 2),
+        torch.cat([v, own_v], 2),
+        attn_mask=mask.repeat(1, 1, group, 1),
+        scale=scaling,
+    ).view(-1, heads, length, size)
+    every = torch.cat([t.transpose(1, 2).reshape(-1, heads, size) for t in (on_prefix, on_branch)])
+    return every.index_select(0, tree.back)[None], None
+
+
+def _known(module: nn.Module, tree: Layout | None, more: dict[str, Any]) -> Layout:
+    """ConfigError for a layer that attends in a way that would be computed wrongly here."""
+    if tree is None or more.get("softcap") or more.get("s_aux") is not None:
+        raise ConfigError(
+            f"{type(module).__name__} attends in a way that is not known here (it caps scores, has "
+            "sinks, or does not pass arguments on); it cannot be trained on packed trees"
+        )
+    window = more.get("sliding_window")
+    longest = tree.prefix.shape[1] + tree.branch.shape[2]
+    if window is not None and window < longest:
+        raise ConfigError(
+            f"a prompt with its reply has {longest} tokens and a layer of the model looks back "
+            f"{window}; packed trees know full attention only: shorten prompts or take another "
+            "model"
+        )
+    return tree
+
+
 def _causal(length: int, tree: Layout) -> Tensor:
     low = torch.finfo(tree.dtype).min
     shape = (length, length)
     return torch.full(shape, low, dtype=tree.dtype, device=tree.back.device).triu(1)
 
 
-TREE = "tree"
-"""The name transformers knows `tree_attention` by."""
+TREE, FUSED = "tree", "fused_tree"
+"""The names transformers knows `tree_attention` and `fused_tree_attention` by."""
 AttentionInterface.register(TREE, tree_attention)
+AttentionInterface.register(FUSED, fused_tree_attention)
+
+
+def attention_for(device: str) -> str:
+    """The fastest exact attention for packed trees on a kind of device.
+
+    On a CPU matrix products beat the fused kernel, whose masked form is slow there; elsewhere the
+    scores of a long prompt would not fit.
+    """
+    return TREE if device == "cpu" else FUSED
 
 
 def hidden_states(backbone: Any, packed: Packed, dtype: torch.dtype) -> Tensor:
     """Outputs that predict the learned tokens: (targets, hidden).
 
-    With `tree` attention the trees travel end to end, without padding; with any other
+    With our two attentions the trees travel end to end, without padding; with any other
     implementation as padded rows under a mask, which is the reference. `dtype` is the one
     attention is computed in (that of autocast, where it is on).
     """
-    if backbone.config._attn_implementation == TREE:
+    if backbone.config._attn_implementation in (TREE, FUSED):
         tree, number = layout(packed, dtype)
         real = packed.segments >= 0
         output = backbone(

@@ -39,6 +39,26 @@ PANELS = (
         {"op_add": "ADD", "op_update": "UPDATE", "op_delete": "DELETE", "op_noop": "NOOP"},
         stacked=True,
     ),
+    Panel(
+        "What decisions leave",
+        "share",
+        {
+            "evidence_kept": "evidence kept",
+            "eval_evidence_kept": "evidence kept, held out",
+            "unsupported_text": "unsupported words",
+            "eval_unsupported_text": "unsupported words, held out",
+        },
+    ),
+    Panel("Entry length", "words", {"entry_words": "written entries"}),
+    Panel(
+        "Groups and replies",
+        "share",
+        {
+            "frac_zero_std": "tied groups",
+            "format_valid": "valid replies",
+            "response_length_clip_ratio": "cut off replies",
+        },
+    ),
     Panel("Entropy", "nats per token", {"entropy": "policy"}),
     Panel("KL divergence", "nats per token", {"kl": "to the reference", "approx_kl": "per update"}),
     Panel(
@@ -46,10 +66,11 @@ PANELS = (
         "tokens",
         {"response_length_mean": "average", "response_length_max": "longest"},
     ),
+    Panel("Sampled against recomputed", "nats per token", {"sampler_difference": "sampler"}),
 )
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#999999")
 """Told apart by colour-blind readers as well (after Okabe and Ito)."""
-COLUMNS = 3
+COLUMNS = 4
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -93,8 +114,12 @@ def plot_curves(run_dir: str | Path) -> Path | None:
     figure = Figure(figsize=(4.4 * columns, 3.2 * lines), layout="constrained")
     all_axes = list(figure.subplots(lines, columns, squeeze=False).flat)
     last = max(_place(row) for row in rows)
+    window = _window(rows)
     for axes, panel in zip(all_axes, panels, strict=False):
-        (_stack if panel.stacked else _draw)(axes, panel, rows)
+        if panel.stacked:
+            _stack(axes, panel, rows)
+        else:
+            _draw(axes, panel, rows, window)
         axes.set_title(panel.title, loc="left", fontsize=11)
         axes.set_xlabel("million tokens" if "tokens" in rows[0] else "step")
         axes.set_ylabel(panel.unit)
@@ -103,7 +128,8 @@ def plot_curves(run_dir: str | Path) -> Path | None:
         axes.grid(alpha=0.25, linewidth=0.6)
     for axes in all_axes[len(panels) :]:
         axes.set_visible(False)
-    figure.suptitle(folder.resolve().name, fontsize=12)
+    note = f"\nfaint as measured, strong the mean of {window} steps" if window else ""
+    figure.suptitle(folder.resolve().name + note, fontsize=11)
     target = folder / "curves.png"
     figure.savefig(target, dpi=130)
     return target
@@ -119,7 +145,12 @@ def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], 
     return [place for place, _ in points], [value for _, value in points]
 
 
-def _draw(axes: Any, panel: Panel, rows: Sequence[Mapping[str, Any]]) -> None:
+def _window(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Steps that a strong line is the mean of; 0 while there are too few to need one."""
+    return 0 if len(rows) < 5 else max(2, min(20, len(rows) // 8))
+
+
+def _draw(axes: Any, panel: Panel, rows: Sequence[Mapping[str, Any]], window: int) -> None:
     """Faint as measured and strong as a rolling mean; sparse series as points."""
     for (name, label), colour in zip(panel.lines.items(), COLOURS, strict=False):
         steps, values = _series(rows, name)
@@ -128,12 +159,8 @@ def _draw(axes: Any, panel: Panel, rows: Sequence[Mapping[str, Any]]) -> None:
         if name.startswith("eval_") or len(steps) < 5:
             axes.plot(steps, values, "o-", color=colour, markersize=4, label=label)
             continue
-        window = max(2, min(20, len(values) // 8))
         axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-        smooth = rolling_mean(values, window)
-        axes.plot(
-            steps, smooth, color=colour, linewidth=1.8, label=f"{label}, mean of {window} steps"
-        )
+        axes.plot(steps, rolling_mean(values, window), color=colour, linewidth=1.8, label=label)
     axes.legend(fontsize=8, frameon=False)
 
 

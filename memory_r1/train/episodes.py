@@ -3,33 +3,33 @@
 Memory Manager: a bank, a turn with its facts, and questions whose answers show what the decision
 was worth (Memory-R1, Algorithm 1); or all turns of a dialogue in order and a question at the end
 (Algorithm 5). Answer Agent: a question and the bank the trained manager built (Algorithm 2).
-An episode runs the very conversations that serve users (`remember`, `respond`).
+An episode runs the very conversations that serve users (`remember`, `respond`). Where episodes
+start is made in `construct.py`.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from memory_r1 import extract, retrieve
 from memory_r1.bank import Bank
 from memory_r1.config import Settings
-from memory_r1.data import DECISIONS, Dialogue, Question
-from memory_r1.embed import Embedder
-from memory_r1.errors import DataError, MalformedReply
-from memory_r1.llm import LLM, Agents, Call, Conversation, drive, strictly
+from memory_r1.data import Dialogue, Question
+from memory_r1.llm import LLM, Agents, Call, Conversation
 from memory_r1.remember import AddResult, remember
 from memory_r1.respond import respond
-from memory_r1.store.ram import RamStore
 from memory_r1.text import em, f1, normalise
-from memory_r1.types import Add, Answer, Completion, Fact, Owner, Prompt, Turn
+from memory_r1.train.rewards import Measured, Reward, best
+from memory_r1.types import Answer, Completion, Fact, Prompt, Turn
+
+EXACT: Reward = Measured("em")
+"""The paper's reward."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an episode came to. All shares 0..1."""
+    """What an episode came to. `em` and `f1` are 0..1, whatever is paid for."""
 
     reward: float
     em: float
@@ -52,6 +52,11 @@ class Episode(Protocol):
     @property
     def done(self) -> bool:
         """Whether the agent has nothing more to say."""
+        ...
+
+    @property
+    def call(self) -> Call:
+        """What the agent is asked now, with the form its reply should have."""
         ...
 
     def prompt(self) -> Prompt:
@@ -89,7 +94,12 @@ class ManagerEpisode:
     """The Memory Manager edits a fork of the bank; the frozen Answer Agent is asked about it."""
 
     def __init__(
-        self, situation: Situation, policy: LLM, frozen: Agents, settings: Settings
+        self,
+        situation: Situation,
+        policy: LLM,
+        frozen: Agents,
+        settings: Settings,
+        reward: Reward = EXACT,
     ) -> None:
         """policy: only its style and name are used; its replies come through `step`."""
         self.about = situation.id
@@ -99,6 +109,7 @@ class ManagerEpisode:
         self._situation = situation
         self._agents = Agents(frozen.extract, policy, frozen.answer)
         self._settings = settings
+        self._reward = reward
         self._bank = situation.bank.fork()
         self._conversation = self._play()
         self._call: Call | None = next(self._conversation, None)
@@ -116,10 +127,15 @@ class ManagerEpisode:
         """Whether all turns have been dealt with."""
         return self._call is None
 
+    @property
+    def call(self) -> Call:
+        """What the manager is asked now."""
+        assert self._call is not None
+        return self._call
+
     def prompt(self) -> Prompt:
         """What the manager is shown now."""
-        assert self._call is not None
-        return self._call.prompt
+        return self.call.prompt
 
     def step(self, completion: Completion) -> None:
         """The manager's reply; a malformed one leaves the bank as it is and is counted."""
@@ -136,7 +152,7 @@ class ManagerEpisode:
         return (self.about, *((e.text, e.said, e.speaker, e.sources) for e in entries))
 
     def judge(self) -> Conversation[Outcome]:
-        """The reward: mean exact match of the frozen agent's answers to the linked questions.
+        """The reward: what the frozen agent's answers to the linked questions are worth on average.
 
         Where the right memories are known, whether exactly those are left; nobody is asked then.
         """
@@ -148,11 +164,13 @@ class ManagerEpisode:
                 (yield from respond(self._bank, question.text, self._agents, self._settings))
             )
         asked = list(zip(self._situation.questions, answers, strict=True))
-        share = sum(_em(q, a.text) for q, a in asked) / len(asked)
+        paid = 0.0
+        for question, answer in asked:
+            paid += yield from self._reward(question, answer.text)
         return Outcome(
-            share,
-            share,
-            sum(_f1(q, a.text) for q, a in asked) / len(asked),
+            paid / len(asked),
+            sum(best(em, q, a.text) for q, a in asked) / len(asked),
+            sum(best(f1, q, a.text) for q, a in asked) / len(asked),
             {
                 "facts": [fact.text for _, facts in self._situation.turns for fact in facts],
                 "asked": [
@@ -181,27 +199,28 @@ class Task:
 class AnswerEpisode:
     """The Answer Agent is shown the retrieved entries and replies once."""
 
-    def __init__(self, task: Task, policy: LLM, settings: Settings) -> None:
+    def __init__(self, task: Task, policy: LLM, settings: Settings, reward: Reward = EXACT) -> None:
         """policy: only its style and name are used; its reply comes through `step`."""
         self.about = task.id
         self.done = False
         self.malformed = 0
         self.steps = 0
         self._task = task
+        self._reward = reward
         self._answer = Answer("")
         agents = Agents(answer=policy)
         self._conversation = respond(task.bank, task.question.text, agents, settings)
-        self._call = next(self._conversation)
+        self.call = next(self._conversation)
 
     def prompt(self) -> Prompt:
         """What the agent is shown."""
-        return self._call.prompt
+        return self.call.prompt
 
     def step(self, completion: Completion) -> None:
         """The agent's reply; a malformed one is an empty answer and is counted."""
         self.steps += 1
         try:
-            self._call = self._conversation.send(completion)
+            self.call = self._conversation.send(completion)
         except StopIteration as stop:
             self._answer = stop.value
             self.malformed = not self._answer.text
@@ -213,20 +232,12 @@ class AnswerEpisode:
         return (self.about, self._answer.text)
 
     def judge(self) -> Conversation[Outcome]:
-        """Exact match of the answer (the reward); asks nobody."""
+        """What the answer is worth."""
         question, text = self._task.question, self._answer.text
-        right = _em(question, text)
+        paid = yield from self._reward(question, text)
         asked = {"question": question.text, "gold": question.answer, "answer": text}
-        return Outcome(right, right, _f1(question, text), {"asked": [asked]})
-        yield  # a conversation that never calls
-
-
-def _em(question: Question, prediction: str) -> float:
-    return max(em(prediction, gold) for gold in question.golds)
-
-
-def _f1(question: Question, prediction: str) -> float:
-    return max(f1(prediction, gold) for gold in question.golds)
+        measured = best(em, question, text), best(f1, question, text)
+        return Outcome(paid, *measured, {"asked": [asked]})
 
 
 def last_evidence(question: Question, dialogue: Dialogue) -> int:
@@ -236,178 +247,3 @@ def last_evidence(question: Question, dialogue: Dialogue) -> int:
     """
     position = {turn.id: i for i, turn in enumerate(dialogue.turns)}
     return max((position[turn_id] for turn_id in question.evidence), default=-1)
-
-
-def read_facts(
-    dialogues: Sequence[Dialogue], agents: Agents, settings: Settings
-) -> dict[tuple[str, str], tuple[Fact, ...]]:
-    """The facts of every turn, by (dialogue id, turn id); a malformed reply gives none.
-
-    The extractor is shown the turns before, as in serving (`Settings.context`).
-    """
-
-    def read(turn: Turn, context: Sequence[Turn]) -> Conversation[list[Fact]]:
-        if not (turn.text or turn.caption):
-            return []
-        if agents.extract is None:
-            return [extract.whole_turn(turn)]
-        try:
-            return (yield from extract.facts(turn, agents.extract.style, context))
-        except MalformedReply:
-            return []
-
-    turns = [(d, i) for d in dialogues for i in range(len(d.turns))]
-    before = settings.context
-    found = drive([read(d.turns[i], d.turns[max(0, i - before) : i]) for d, i in turns], agents)
-    return {(d.id, d.turns[i].id): tuple(f) for (d, i), f in zip(turns, found, strict=True)}
-
-
-def situations(
-    dialogues: Sequence[Dialogue],
-    agents: Agents,
-    embedder: Embedder,
-    settings: Settings,
-    *,
-    questions: int,
-    seed: int,
-) -> list[Situation]:
-    """One situation per turn that holds facts and that questions depend on (Algorithm 1).
-
-    The bank is what `agents` made of the turns before (the temporal memory bank). Questions: those
-    whose last evidence is this turn, and, to fill up to `questions`, older ones about the entries
-    the manager is shown: a right decision must not damage those.
-    """
-    facts = read_facts(dialogues, agents, settings)
-
-    def play(dialogue: Dialogue) -> Conversation[list[Situation]]:
-        rng = random.Random(f"{seed}/{dialogue.id}")
-        compact = agents.manage is not None and agents.manage.style == "compact"
-        bank = Bank(RamStore(), embedder, Owner(dialogue.id))
-        due: dict[int, list[Question]] = {}
-        for question in dialogue.questions:
-            due.setdefault(last_evidence(question, dialogue), []).append(question)
-        due.pop(-1, None)
-        found: list[Situation] = []
-        for i, turn in enumerate(dialogue.turns):
-            new = facts[dialogue.id, turn.id]
-            if not new:
-                continue
-            asked = due.get(i, [])[:questions]
-            # On an empty bank a compact manager isn't asked: nothing could be learned there.
-            if asked and (bank.entries() or not compact):
-                at_stake = _at_stake(bank, new, due, i, settings, agents)
-                room = questions - len(asked)
-                asked = asked + rng.sample(at_stake, min(room, len(at_stake)))
-                name = f"{dialogue.id}/{turn.id}"
-                found.append(Situation(name, bank.fork(), ((turn, new),), tuple(asked)))
-            yield from strictly(remember(bank, turn, agents, settings, facts=new))
-        return found
-
-    return [s for of in drive([play(d) for d in dialogues], agents) for s in of]
-
-
-def corrections(dialogues: Sequence[Dialogue], embedder: Embedder) -> list[Situation]:
-    """One situation per decision that somebody has judged (`memory_r1.practice`).
-
-    On an empty bank there is nothing to decide, so those are left out. Raises DataError.
-    """
-    found = []
-    for dialogue in dialogues:
-        for i, decision in enumerate(dialogue.meta.get(DECISIONS, ())):
-            name = f"{dialogue.id}/decision {i}"
-            match decision:
-                case {
-                    "fact": str(text),
-                    "speaker": str(speaker),
-                    "memories": [*memories],
-                    "right": [*right],
-                } if all(isinstance(memory, str) for memory in (*memories, *right)):
-                    pass
-                case _:
-                    raise DataError(
-                        f"{name}: expected fact, speaker, and the texts of memories and right, "
-                        f"got {decision!r:.200}"
-                    )
-            if memories:
-                bank = Bank(RamStore(), embedder, Owner(dialogue.id))
-                bank.apply([Add(memory) for memory in memories])
-                turn = Turn(speaker, text)
-                told = ((turn, (Fact(text),)),)
-                found.append(Situation(name, bank, told, (), tuple(sorted(right))))
-    return found
-
-
-def _at_stake(
-    bank: Bank,
-    facts: Sequence[Fact],
-    due: Mapping[int, Sequence[Question]],
-    now: int,
-    settings: Settings,
-    agents: Agents,
-) -> list[Question]:
-    """Questions answered before now whose evidence the manager is about to be shown."""
-    style = agents.manage.style if agents.manage else None
-    k = settings.shown_to_manage(style)
-    shown = retrieve.related(bank.index, [fact.text for fact in facts], bank.embedder, k=k)
-    sources = {source for entry in shown for source in entry.sources}
-    return [
-        question
-        for when, asked in due.items()
-        if when < now
-        for question in asked
-        if sources & set(question.evidence)
-    ]
-
-
-def whole_dialogues(
-    dialogues: Sequence[Dialogue],
-    agents: Agents,
-    embedder: Embedder,
-    settings: Settings,
-    *,
-    turns: int,
-) -> list[Situation]:
-    """One situation per question: from an empty bank through all turns in order (Algorithm 5).
-
-    turns: play at most so many turns with facts, those up to the question's last evidence.
-    """
-    facts = read_facts(dialogues, agents, settings)
-    found = []
-    for dialogue in dialogues:
-        for question in dialogue.questions:
-            last = last_evidence(question, dialogue)
-            told = [
-                (turn, facts[dialogue.id, turn.id])
-                for turn in dialogue.turns[: last + 1]
-                if facts[dialogue.id, turn.id]
-            ][-turns:]
-            if told:
-                bank = Bank(RamStore(), embedder, Owner(dialogue.id))
-                name = f"{dialogue.id}/{question.id}"
-                found.append(Situation(name, bank, tuple(told), (question,)))
-    return found
-
-
-def tasks(
-    dialogues: Sequence[Dialogue], agents: Agents, embedder: Embedder, settings: Settings
-) -> list[Task]:
-    """One task per question, on the bank `agents` made of the whole dialogue (Algorithm 2).
-
-    A dialogue of which nothing was kept leaves an empty bank and no task.
-    """
-    facts = read_facts(dialogues, agents, settings)
-
-    def play(dialogue: Dialogue) -> Conversation[Bank]:
-        bank = Bank(RamStore(), embedder, Owner(dialogue.id))
-        for turn in dialogue.turns:
-            if new := facts[dialogue.id, turn.id]:
-                yield from strictly(remember(bank, turn, agents, settings, facts=new))
-        return bank
-
-    banks = drive([play(dialogue) for dialogue in dialogues], agents)
-    return [
-        Task(f"{dialogue.id}/{question.id}", bank, question)
-        for dialogue, bank in zip(dialogues, banks, strict=True)
-        for question in dialogue.questions
-        if bank.entries()
-    ]

@@ -5,7 +5,6 @@ No critic; groups whose rollouts all got one reward carry no signal, are dropped
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -19,15 +18,15 @@ from memory_r1.train.algorithms import (
     policy_loss,
     tied,
 )
-from memory_r1.train.policy import Row, sampled_logps, score
+from memory_r1.train.policy import Row, sampled_logps
 from memory_r1.train.rollout import Rollout
 from memory_r1.train.stage import Stage, describe
 from memory_r1.train.update import (
     Clock,
     adamw,
+    apart,
     finish_step,
     in_parts,
-    logp_difference,
     rows_of,
     set_rate,
     split,
@@ -40,21 +39,21 @@ class Grpo:
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
         self.settings = stage.run.grpo
-        model = stage.policy.model
-        self.optimizer = adamw(model.parameters(), stage.run.optimizer, stage.run.optimizer.lr)
+        settings = stage.run.optimizer
+        self.optimizer = adamw(stage.policy.parameters(), settings, settings.lr)
         # With a weight of 0 the reference is never run, so it need not exist.
-        self.reference: Any = copy.deepcopy(model).eval() if self.settings.kl else None
+        self.reference = stage.policy.reference() if self.settings.kl else None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold besides the model files."""
         return {
-            "model": self.stage.policy.model.state_dict(),
+            "model": self.stage.policy.state(),
             "optimizer": self.optimizer.state_dict(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's state."""
-        self.stage.policy.model.load_state_dict(state["model"])
+        self.stage.policy.restore(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
 
     def step(self, number: int) -> tuple[dict[str, float], list[Rollout]]:
@@ -70,6 +69,7 @@ class Grpo:
         live = ~tied(rewards, of_group)
         groups_alive = len(torch.unique(of_group[live]))
         metrics["frac_zero_std"] = 1 - groups_alive / max(1, len(torch.unique(of_group)))
+        metrics["groups"] = float(len(set(groups)))
         kept = [i for i, alive in zip(judged, live.tolist(), strict=True) if alive]
         rows = rows_of([played[i] for i in kept], advantages[live].tolist())
         metrics["lr"] = set_rate(
@@ -84,21 +84,22 @@ class Grpo:
 
     def _update(self, rows: list[Row], number: int) -> dict[str, float]:
         policy, settings = self.stage.policy, self.settings
-        metrics: dict[str, float] = {}
+        metrics = {"logp_difference": 0.0}
         passes: list[dict[str, float]] = []
         for epoch in range(settings.epochs):
             for chosen in in_parts(rows, settings.minibatches, seed=number * 1000 + epoch):
                 part = [rows[i] for i in chosen]
                 batches = split(part, policy, self.stage.run)
-                if not passes:
-                    metrics["logp_difference"] = logp_difference(policy, part, batches)
                 denominator = sum(
                     loss_denominator(b.mask, settings.average, max_tokens=policy.max_tokens)
                     for b in batches
                 )
                 totals = dict.fromkeys(("loss", "entropy", "kl", "approx_kl", "clip_fraction"), 0.0)
                 for batch in batches:
-                    scored = score(policy.model, batch, policy.temperature)
+                    scored = policy.score(batch)
+                    if not passes:  # nothing was updated yet, so it should be nothing
+                        difference = max(metrics["logp_difference"], apart(scored, part, batch))
+                        metrics["logp_difference"] = difference
                     advantages = torch.tensor([part[i].advantage for i in batch.rows])
                     result = policy_loss(
                         scored.logp,
@@ -119,9 +120,7 @@ class Grpo:
 
                     loss = result.loss
                     if self.reference is not None:
-                        with torch.no_grad():
-                            anchor = score(self.reference, batch, policy.temperature)
-                        drift = mean(kl(scored.logp, anchor.logp, "k3"))
+                        drift = mean(kl(scored.logp, self.reference(batch), "k3"))
                         loss = loss + settings.kl * drift
                         totals["kl"] += float(drift.detach())
                     loss.backward()  # type: ignore[no-untyped-call]
@@ -130,7 +129,7 @@ class Grpo:
                     totals["approx_kl"] += result.approx_kl
                     totals["clip_fraction"] += result.clip_fraction
                 totals["grad_norm"] = finish_step(
-                    policy.model, self.optimizer, self.stage.run.optimizer.grad_clip
+                    policy, self.optimizer, self.stage.run.optimizer.grad_clip
                 )
                 passes.append(totals)
         return metrics | {name: sum(p[name] for p in passes) / len(passes) for name in passes[0]}

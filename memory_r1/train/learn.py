@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from memory_r1.errors import ConfigError
 from memory_r1.train import checkpoint
+from memory_r1.train.card import write_card
+from memory_r1.train.remote import RemoteSampler
 from memory_r1.train.rollout import Rollout
 from memory_r1.train.runfile import Run
 from memory_r1.train.runlog import RunLog
-from memory_r1.train.stage import Stage, prepare, samples
+from memory_r1.train.stage import MODEL, Stage, prepare, samples
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from memory_r1.train.logo_stage import LogoStage
 
 Watch = Callable[[int, Mapping[str, float]], None]
 """Called after every step with its number and metrics."""
@@ -65,20 +70,35 @@ def learn(
     had never stopped, bit for bit on a CPU with one thread. Raises ConfigError, DataError,
     ModelUnavailable.
     """
-    if run.kind == "sft":
+    if run.stages is not None:
+        from memory_r1.train.alternate import alternate
+
+        return alternate(run, out, resume=resume, command=command, watch=watch, console=console)
+    if run.gives_lessons:
         from memory_r1.train.sft import teach
 
         teach(run, out, resume=resume, command=command, watch=watch)
+        return None
+    if run.engine == "verl":
+        from memory_r1.train.verl.launch import launch
+
+        launch(run, out, resume=resume, console=console)
         return None
     saved = checkpoint.latest(out / checkpoint.FOLDER) if resume else None
     if resume and not (out / "config.toml").is_file():
         raise ConfigError(f"{out} holds no run to resume; start it without --resume")
     loaded = checkpoint.load(saved) if saved else None
     first = loaded.step if loaded else 0
-    with RunLog(out, run, command, resume=first if resume else None, console=console) as log:
-        stage = prepare(run, log.say)
+    with ExitStack() as held:
+        resumed = first if resume else None
+        log = held.enter_context(RunLog(out, run, command, resume=resumed, console=console))
+        stage = _stage(run, log.say)
         log.say(f"{len(stage.practice)} episodes to practise on, {len(stage.held_out)} held out")
-        algorithm = _algorithm(stage)
+        if run.sampler is not None:
+            stage.sampler = held.enter_context(
+                RemoteSampler(stage.policy, run.sampler, out / "sampler", log.say)
+            )
+        algorithm = _algorithm(stage, out, log.say)
         if loaded is not None:
             algorithm.restore(dict(loaded.states))
             before = dict(loaded.extra["before"])
@@ -89,6 +109,7 @@ def learn(
         after = before if first < run.steps.total else stage.evaluate()
         for number in range(first, run.steps.total):
             metrics, played = algorithm.step(number)
+            metrics |= stage.sampler.noted if stage.sampler else {}
             done = number + 1
             if done == run.steps.total or (run.eval.every and done % run.eval.every == 0):
                 after = stage.evaluate()
@@ -106,10 +127,31 @@ def learn(
                     extra={"before": before},
                 )
         stage.save(out)
+        write_card(out / MODEL, run, before, after)
     return Learned(out, before, after)
 
 
-def _algorithm(stage: Stage) -> Algorithm:
+def _stage(run: Run, say: Callable[[str], None]) -> Stage | LogoStage:
+    if run.algorithm == "logo":
+        from memory_r1.train import logo_stage
+
+        return logo_stage.prepare(run, say)
+    return prepare(run, say)
+
+
+def _algorithm(stage: Stage | LogoStage, out: Path, say: Callable[[str], None]) -> Algorithm:
+    if not isinstance(stage, Stage):
+        from memory_r1.train.logo import Logo
+
+        return Logo(stage)
+    if stage.run.teacher is not None:
+        from memory_r1.train import imitate
+
+        played = imitate.collect(stage, out / imitate.FILE, say)
+        keep = stage.run.teacher.keep
+        rows = imitate.rows_from(played, stage.policy.llm, keep=keep)
+        say(f"{len(rows)} completions to imitate, of {len(played)} episodes ({keep})")
+        return imitate.Imitation(stage, rows)
     if stage.run.algorithm == "ppo":
         from memory_r1.train.ppo import Ppo
 

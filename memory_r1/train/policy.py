@@ -3,38 +3,86 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from memory_r1.llm.local import LocalLLM
 from memory_r1.llm.sampler import sample
-from memory_r1.train.batch import Branch, Packed, Tree, by_tokens, hidden_states, pack
+from memory_r1.train.batch import (
+    Branch,
+    Packed,
+    Tree,
+    attention_for,
+    by_tokens,
+    hidden_states,
+    pack,
+)
 from memory_r1.train.rollout import Step
 from memory_r1.types import Completion, Prompt, Style
 
 
 class Policy:
-    """A local model that is sampled and updated; as an LLM it answers with its present weights."""
+    """A local model that is sampled and updated; as an LLM it answers with its present weights.
 
-    def __init__(self, llm: LocalLLM, *, temperature: float, max_tokens: int) -> None:
-        """temperature: of sampling, and of the log-probs that are trained on."""
+    What is trained is its adapter, where it has one, else all of its weights.
+    """
+
+    def __init__(
+        self,
+        llm: LocalLLM,
+        *,
+        temperature: float,
+        max_tokens: int,
+        compute: torch.dtype | None = None,
+        began: LocalLLM | None = None,
+        batch_tokens: int = 32_768,
+    ) -> None:
+        """temperature: of sampling, and of the log-probs that are trained on.
+
+        compute: what matrix products are computed in (autocast); None: in the weights' own dtype
+        began:   what an adapter was before training, on the same weights: its reference
+        """
         self.llm = llm
         self.name: str = llm.name
         self.style: Style = llm.style
         self.temperature = temperature
         self.max_tokens = max_tokens
-        if llm.model.device.type == "cpu":
-            llm.model.set_attn_implementation("tree")
+        self.compute = compute
+        self.batch_tokens = batch_tokens
+        self.began = began
+        """The model that an adapter goes on from; None: all weights are trained."""
+        llm.model.set_attn_implementation(attention_for(llm.model.device.type))
+        if llm.adapter is not None:
+            llm.weights.rest_on(llm.adapter)
+            for parameter in llm.weights.parameters(llm.adapter).values():
+                parameter.requires_grad_(True)
 
     @property
     def model(self) -> Any:
-        """The transformers model."""
+        """The transformers model, with the policy's adapter in effect unless another is in use."""
         return self.llm.model
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """What is trained, by name: the adapter, or all weights."""
+        if self.llm.adapter is not None:
+            return self.llm.weights.parameters(self.llm.adapter)
+        return dict(self.model.named_parameters())
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What is trained."""
+        return iter(self.named_parameters().values())
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """Within it matrix products are computed in the policy's precision."""
+        kind = self.model.device.type
+        return torch.autocast(kind, dtype=self.compute, enabled=self.compute is not None)
 
     def generate(self, prompts: Sequence[Prompt], *, seed: int | None) -> list[Step]:
         """Complete prompts at the policy's temperature, or greedily without a seed.
@@ -42,14 +90,16 @@ class Policy:
         Prompts may repeat: each distinct one is computed once and its samples share it.
         """
         ids = [tuple(self.llm.encode(prompt)) for prompt in prompts]
-        made = sample(
-            self.model,
-            ids,
-            max_tokens=self.max_tokens,
-            temperature=0.0 if seed is None else self.temperature,
-            end=self.llm.end_ids,
-            seed=seed or 0,
-        )
+        with self.llm.active() as model, self.computing():
+            made = sample(
+                model,
+                ids,
+                max_tokens=self.max_tokens,
+                temperature=0.0 if seed is None else self.temperature,
+                end=self.llm.end_ids,
+                seed=seed or 0,
+                batch_tokens=self.batch_tokens,
+            )
         return [
             Step(
                 prompt_ids,
@@ -76,22 +126,88 @@ class Policy:
             for step in self.generate(prompts, seed=None)
         ]
 
+    def score(self, batch: MicroBatch) -> Scored:
+        """`score` of the present weights, in the policy's precision and at its temperature."""
+        with self.llm.active() as model, self.computing():
+            return score(model, batch, self.temperature)
+
+    def reference(self) -> Callable[[MicroBatch], Tensor]:
+        """Log-probs under the policy as it was before training, (rows, tokens), no gradient.
+
+        Of an adapter that is what it began as: the base, or the adapter it goes on from, both on
+        the same weights. All weights are copied as they are now.
+        """
+        frozen = None if self.began else copy.deepcopy(self.model).eval().requires_grad_(False)
+
+        def logps(batch: MicroBatch) -> Tensor:
+            with torch.no_grad(), self.computing():
+                if self.began is None:
+                    return score(frozen, batch, self.temperature).logp
+                with self.began.active() as model:
+                    return score(model, batch, self.temperature).logp
+
+        return logps
+
+    def state(self) -> dict[str, Tensor]:
+        """What training changes, for a checkpoint."""
+        if self.llm.adapter is None:
+            return dict(self.model.state_dict())
+        return {name: p.detach() for name, p in self.named_parameters().items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from such a state."""
+        if self.llm.adapter is None:
+            self.model.load_state_dict(state)
+        else:
+            load_parameters(self.named_parameters(), state)
+
     def save(self, folder: Path) -> None:
-        """Write the model in Hugging Face form, as `LocalLLM` loads it."""
+        """Write the model, or its adapter, in Hugging Face form, as `LocalLLM` loads it."""
         self.llm.save(folder)
 
 
-class Critic(nn.Module):
-    """What an unfinished completion is worth: a backbone of its own and one number per token."""
+def load_parameters(into: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:
+    """Write saved values into the parameters of the same names; KeyError when they differ."""
+    if into.keys() != state.keys():
+        raise KeyError(
+            f"the state is of other parameters: {sorted(into.keys() ^ state.keys())[:4]}"
+        )
+    with torch.no_grad():
+        for name, parameter in into.items():
+            parameter.copy_(state[name])
 
-    def __init__(self, backbone: nn.Module, hidden: int) -> None:
-        """backbone: copied, so that the critic's gradient never reaches the policy."""
+
+class Valuer(Protocol):
+    """A critic: a backbone, its own or with an adapter of its own, and a head."""
+
+    head: nn.Linear
+
+    def active(self) -> AbstractContextManager[Any]:
+        """Its backbone; the values' gradients must be computed inside as well."""
+        ...
+
+
+def value_head(model: Any) -> nn.Linear:
+    """One number per token, zero at first: a random critic would teach the policy noise."""
+    head = nn.Linear(model.config.get_text_config().hidden_size, 1, dtype=torch.float32)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head.to(model.device)
+
+
+class Critic(nn.Module):
+    """What an unfinished completion is worth, beside a policy that is trained as a whole."""
+
+    def __init__(self, model: Any) -> None:
+        """model: its backbone is copied: the critic's gradient must not reach the policy."""
         super().__init__()
-        self.backbone = copy.deepcopy(backbone)
-        self.head = nn.Linear(hidden, 1, dtype=torch.float32)
-        # Zero at first: a random critic would teach the policy noise.
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.backbone = copy.deepcopy(model.model)
+        self.head = value_head(model)
+
+    @contextmanager
+    def active(self) -> Iterator[Any]:
+        """The copied backbone."""
+        yield self.backbone
 
 
 @dataclass(frozen=True)
@@ -117,21 +233,39 @@ class MicroBatch(NamedTuple):
 def micro_batches(
     rows: Sequence[Row], budget: int, pad: int, device: torch.device
 ) -> Iterator[MicroBatch]:
-    """Rows with one prompt become one tree; trees travel together up to a budget of tokens."""
+    """Rows with one prompt become one tree; trees travel together up to a budget of tokens.
+
+    A tree that is larger by itself is cut into several, which compute its prompt again.
+    """
     by_prompt: dict[tuple[int, ...], list[int]] = {}
     for i, row in enumerate(rows):
         by_prompt.setdefault(row.step.prompt_ids, []).append(i)
-    members = list(by_prompt.values())
-    trees = [
-        Tree(prompt, tuple(Branch(rows[i].step.ids) for i in of))
-        for prompt, of in by_prompt.items()
-    ]
+    trees: list[Tree] = []
+    members: list[list[int]] = []
+    for prompt, of in by_prompt.items():
+        for part in _within(budget - len(prompt), of, rows):
+            trees.append(Tree(prompt, tuple(Branch(rows[i].step.ids) for i in part)))
+            members.append(part)
     for chosen in by_tokens(trees, budget):
         flat = [i for t in chosen for i in members[t]]
         packed = pack([trees[t] for t in chosen], pad, device)
         lengths = torch.tensor([len(rows[i].step.ids) for i in flat], device=device)
         mask = torch.arange(int(lengths.max()), device=device)[None] < lengths[:, None]
         yield MicroBatch(flat, packed, mask)
+
+
+def _within(room: int, of: Sequence[int], rows: Sequence[Row]) -> Iterator[list[int]]:
+    """Rows of one prompt in parts whose completions fit the room, at least one row each."""
+    part: list[int] = []
+    used = 0
+    for i in of:
+        size = len(rows[i].step.ids)
+        if part and used + size > room:
+            yield part
+            part, used = [], 0
+        part.append(i)
+        used += size
+    yield part
 
 
 class Scored(NamedTuple):
@@ -143,20 +277,58 @@ class Scored(NamedTuple):
 
 def score(model: Any, batch: MicroBatch, temperature: float) -> Scored:
     """Log-probs of the sampled tokens and the entropy there, at the sampling temperature."""
-    hidden = hidden_states(model.model, batch.packed, model.dtype)
-    logits = model.lm_head(hidden).float() / temperature  # (targets, vocabulary)
-    logps = logits.log_softmax(-1)
-    chosen = logps.gather(-1, batch.packed.target[:, None])[:, 0]
-    with torch.no_grad():
-        entropy = -(logps.exp() * logps).sum(-1)
+    hidden = hidden_states(model.model, batch.packed, _attention_dtype(model))
+    chosen, entropy = through_head(model.lm_head, hidden, batch.packed.target, temperature)
     return Scored(_as_rows(chosen, batch), _as_rows(entropy, batch))
 
 
-def values(critic: Critic, batch: MicroBatch) -> Tensor:
+def values(critic: Valuer, batch: MicroBatch) -> Tensor:
     """The critic's estimate before each sampled token, (rows, tokens), zero outside the mask."""
-    dtype = next(critic.backbone.parameters()).dtype
-    hidden = hidden_states(critic.backbone, batch.packed, dtype)
-    return _as_rows(critic.head(hidden.float())[:, 0], batch)
+    with critic.active() as backbone:
+        hidden = hidden_states(backbone, batch.packed, _attention_dtype(backbone))
+    with torch.autocast(hidden.device.type, enabled=False):
+        return _as_rows(critic.head(hidden.float())[:, 0], batch)
+
+
+def _attention_dtype(model: Any) -> torch.dtype:
+    kind = model.device.type
+    if torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    found: torch.dtype = model.dtype
+    return found
+
+
+LOGITS_AT_ONCE = 1 << 26
+"""Numbers: 256 MB in fp32, of which a few copies live at once; 441 tokens of 152,064 words."""
+
+
+def through_head(
+    head: Any, hidden: Tensor, target: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Log-probs of the targets and entropies, both (targets,) in fp32.
+
+    Logits of (targets, vocabulary) may not fit, so they are made in chunks, and made again for the
+    gradient, which is the same. What fits one chunk is computed once.
+    """
+    rows = max(1, LOGITS_AT_ONCE // int(head.weight.shape[0]))
+    if len(target) <= rows:
+        return _log_probs(head, hidden, target, temperature)
+    parts: list[tuple[Tensor, Tensor]] = [
+        checkpoint(_log_probs, head, h, t, temperature, use_reentrant=False)
+        for h, t in zip(torch.split(hidden, rows), torch.split(target, rows), strict=True)
+    ]
+    return torch.cat([logp for logp, _ in parts]), torch.cat([entropy for _, entropy in parts])
+
+
+def _log_probs(
+    head: Any, hidden: Tensor, target: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    logits = head(hidden).float() / temperature  # (targets, vocabulary)
+    logps = logits.log_softmax(-1)
+    chosen = logps.gather(-1, target[:, None])[:, 0]
+    with torch.no_grad():
+        entropy = -(logps.exp() * logps).sum(-1)
+    return chosen, entropy
 
 
 def _as_rows(per_target: Tensor, batch: MicroBatch) -> Tensor:

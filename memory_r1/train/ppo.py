@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from memory_r1.train.adapters import open_critic
 from memory_r1.train.algorithms import (
     adaptive_kl,
     aggregate,
@@ -18,15 +18,15 @@ from memory_r1.train.algorithms import (
     policy_loss,
     value_loss,
 )
-from memory_r1.train.policy import Critic, MicroBatch, Row, sampled_logps, score, values
+from memory_r1.train.policy import MicroBatch, Row, sampled_logps, values
 from memory_r1.train.rollout import Rollout
 from memory_r1.train.stage import Stage, describe
 from memory_r1.train.update import (
     Clock,
     adamw,
+    apart,
     finish_step,
     in_parts,
-    logp_difference,
     rows_of,
     set_rate,
     split,
@@ -39,20 +39,18 @@ class Ppo:
     def __init__(self, stage: Stage) -> None:
         self.stage = stage
         self.settings = stage.run.ppo
-        model = stage.policy.model
-        self.optimizer = adamw(model.parameters(), stage.run.optimizer, stage.run.optimizer.lr)
-        self.critic = Critic(model.model, model.config.hidden_size).to(model.device)
-        self.critic_optimizer = adamw(
-            self.critic.parameters(), stage.run.optimizer, self.settings.critic_lr
-        )
+        settings = stage.run.optimizer
+        self.optimizer = adamw(stage.policy.parameters(), settings, settings.lr)
+        self.critic = open_critic(stage.policy, stage.run)
+        self.critic_optimizer = adamw(self.critic.parameters(), settings, self.settings.critic_lr)
         self.kl_weight = self.settings.kl
         # With a weight of 0 the reference is never run, so it need not exist.
-        self.reference: Any = copy.deepcopy(model).eval() if self.settings.kl else None
+        self.reference = stage.policy.reference() if self.settings.kl else None
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold besides the model files."""
         return {
-            "model": self.stage.policy.model.state_dict(),
+            "model": self.stage.policy.state(),
             "optimizer": self.optimizer.state_dict(),
             "critic": self.critic.state_dict(),
             "critic_optimizer": self.critic_optimizer.state_dict(),
@@ -61,7 +59,7 @@ class Ppo:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's state."""
-        self.stage.policy.model.load_state_dict(state["model"])
+        self.stage.policy.restore(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.critic.load_state_dict(state["critic"])
         self.critic_optimizer.load_state_dict(state["critic_optimizer"])
@@ -90,23 +88,34 @@ class Ppo:
         return metrics | clock.seconds, played
 
     def _credit(self, rows: list[Row], rewards: list[float]) -> tuple[_Ledger, dict[str, float]]:
-        """Old values, advantages and returns of every token, before anything is updated."""
-        policy = self.stage.policy
-        batches = split(rows, policy, self.stage.run)
-        ledger = _Ledger(rows, policy.model.device)
-        metrics = {"logp_difference": logp_difference(policy, rows, batches)}
-        with torch.no_grad():
+        """Old values, advantages and returns of every token, before anything is updated.
+
+        With one pass, one minibatch and episodes of one completion the critic's loss needs nothing
+        that is not known here, so its gradient is added at once: its forward pass is spared.
+        """
+        settings, batches = self.settings, split(rows, self.stage.policy, self.stage.run)
+        ledger = _Ledger(rows, self.stage.policy.model.device)
+        metrics: dict[str, float] = {}
+        ledger.settled = (settings.epochs, settings.minibatches) == (1, 1) and all(
+            row.episode == i for i, row in enumerate(rows)
+        )
+        if self.reference is not None:
             for batch in batches:
-                ledger.write("values", batch, values(self.critic, batch))
-                if self.reference is not None:
-                    anchor = score(self.reference, batch, policy.temperature)
-                    drift = kl(sampled_logps(rows, batch), anchor.logp, "k1")
-                    ledger.write("drift", batch, drift.masked_fill(~batch.mask, 0.0))
-        paid = -self.kl_weight * ledger.drift
+                drift = kl(sampled_logps(rows, batch), self.reference(batch), "k1")
+                ledger.write("drift", batch, drift.masked_fill(~batch.mask, 0.0))
+        ledger.paid = -self.kl_weight * ledger.drift
         for episode, reward in enumerate(rewards):
-            paid[episode, ledger.lengths[episode] - 1] += reward
+            ledger.paid[episode, ledger.lengths[episode] - 1] += reward
+        n = self._denominator(batches)
+        for batch in batches:
+            if ledger.settled:
+                loss = self._value_loss(batch, ledger, n)
+                metrics["value_loss"] = metrics.get("value_loss", 0.0) + loss
+            else:
+                with torch.no_grad(), self.stage.policy.computing():
+                    ledger.write("values", batch, values(self.critic, batch))
         credit = gae(
-            paid, ledger.values, ledger.mask, gamma=self.settings.gamma, lam=self.settings.lam
+            ledger.paid, ledger.values, ledger.mask, gamma=settings.gamma, lam=settings.lam
         )
         ledger.advantages, ledger.returns = credit.advantages, credit.returns
         variance = explained_variance(ledger.values, ledger.returns, ledger.mask)
@@ -126,58 +135,87 @@ class Ppo:
     def _update(self, rows: list[Row], rewards: list[float], number: int) -> dict[str, float]:
         policy, settings, run = self.stage.policy, self.settings, self.stage.run
         ledger, metrics = self._credit(rows, rewards)
+        # In its first steps the critic knows nothing and the policy waits.
+        learns = number >= settings.value_warmup
         passes: list[dict[str, float]] = []
         for epoch in range(settings.epochs):
             for part in in_parts(rows, settings.minibatches, seed=number * 1000 + epoch):
-                chosen = [rows[i] for i in part]
-                batches = split(chosen, policy, run)
-                n = sum(
-                    loss_denominator(b.mask, settings.average, max_tokens=policy.max_tokens)
-                    for b in batches
-                )
-                names = ("loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
-                totals = dict.fromkeys(names, 0.0)
+                batches = split([rows[i] for i in part], policy, run)
+                n = self._denominator(batches)
+                totals: dict[str, float] = {}
                 for batch in batches:
                     whole = batch._replace(rows=[part[i] for i in batch.rows])
-                    scored = score(policy.model, batch, policy.temperature)
-                    result = policy_loss(
-                        scored.logp,
-                        sampled_logps(chosen, batch),
-                        ledger.read("advantages", whole),
-                        batch.mask,
-                        clip_low=settings.clip,
-                        clip_high=settings.clip,
-                        dual_clip=settings.dual_clip,
-                        aggregate=settings.average,
-                        denominator=n,
-                    )
-                    error = value_loss(
-                        values(self.critic, batch),
-                        ledger.read("values", whole),
-                        ledger.read("returns", whole),
-                        batch.mask,
-                        clip=settings.value_clip,
-                        aggregate=settings.average,
-                        denominator=n,
-                    )
-                    # In its first steps the critic knows nothing and the policy waits.
-                    learns = number >= settings.value_warmup
-                    loss = error + result.loss if learns else error
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    totals["loss"] += float(result.loss.detach())
-                    totals["value_loss"] += float(error.detach())
-                    totals["approx_kl"] += result.approx_kl
-                    totals["clip_fraction"] += result.clip_fraction
-                    totals["entropy"] += float(
-                        aggregate(scored.entropy, batch.mask, settings.average, denominator=n)
-                    )
+                    with torch.set_grad_enabled(learns):
+                        noted = self._policy_loss(rows, whole, ledger, n)
+                    if not ledger.settled:
+                        noted["value_loss"] = self._value_loss(whole, ledger, n)
+                    difference = noted.pop("logp_difference")
+                    if not passes:  # nothing was updated yet, so it should be nothing
+                        seen = metrics.get("logp_difference", 0.0)
+                        metrics["logp_difference"] = max(seen, difference)
+                    totals = {k: totals.get(k, 0.0) + value for k, value in noted.items()}
                 finish_step(self.critic, self.critic_optimizer, run.optimizer.grad_clip)
-                if number >= settings.value_warmup:
-                    totals["grad_norm"] = finish_step(
-                        policy.model, self.optimizer, run.optimizer.grad_clip
-                    )
+                if learns:
+                    clip = run.optimizer.grad_clip
+                    totals["grad_norm"] = finish_step(policy, self.optimizer, clip)
                 passes.append(totals)
         return metrics | {name: sum(p[name] for p in passes) / len(passes) for name in passes[0]}
+
+    def _policy_loss(
+        self, rows: list[Row], batch: MicroBatch, ledger: _Ledger, n: int
+    ) -> dict[str, float]:
+        """Add the policy's gradient of a micro-batch; returns its metrics."""
+        settings, policy = self.settings, self.stage.policy
+        scored = policy.score(batch)
+        result = policy_loss(
+            scored.logp,
+            sampled_logps(rows, batch),
+            ledger.read("advantages", batch),
+            batch.mask,
+            clip_low=settings.clip,
+            clip_high=settings.clip,
+            dual_clip=settings.dual_clip,
+            aggregate=settings.average,
+            denominator=n,
+        )
+        if result.loss.requires_grad:
+            result.loss.backward()  # type: ignore[no-untyped-call]
+        entropy = aggregate(scored.entropy, batch.mask, settings.average, denominator=n)
+        return {
+            "loss": float(result.loss.detach()),
+            "approx_kl": result.approx_kl,
+            "clip_fraction": result.clip_fraction,
+            "entropy": float(entropy),
+            "logp_difference": apart(scored, rows, batch),
+        }
+
+    def _value_loss(self, batch: MicroBatch, ledger: _Ledger, n: int) -> float:
+        """Add the critic's gradient of a micro-batch; returns its loss."""
+        settings = self.settings
+        # The backward pass may compute layers again: the critic's adapter must still be in effect.
+        with self.critic.active(), self.stage.policy.computing():
+            found = values(self.critic, batch)
+            if ledger.settled:
+                ledger.write("values", batch, found.detach())
+                paid, old = ledger.read("paid", batch), ledger.read("values", batch)
+                returns = gae(paid, old, batch.mask, gamma=settings.gamma, lam=settings.lam).returns
+            else:
+                old, returns = ledger.read("values", batch), ledger.read("returns", batch)
+            error = value_loss(
+                found,
+                old,
+                returns,
+                batch.mask,
+                clip=settings.value_clip,
+                aggregate=settings.average,
+                denominator=n,
+            )
+            error.backward()  # type: ignore[no-untyped-call]
+        return float(error.detach())
+
+    def _denominator(self, batches: list[MicroBatch]) -> int:
+        longest, average = self.stage.policy.max_tokens, self.settings.average
+        return sum(loss_denominator(b.mask, average, max_tokens=longest) for b in batches)
 
 
 class _Ledger:
@@ -188,6 +226,9 @@ class _Ledger:
 
     values: Tensor
     drift: Tensor
+    paid: Tensor
+    settled: bool
+    """Whether the critic has learned from these numbers already."""
     advantages: Tensor
     returns: Tensor
 

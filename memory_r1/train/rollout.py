@@ -32,25 +32,32 @@ class Rollout:
     episode: Episode
     steps: tuple[Step, ...]
     outcome: Outcome | None
-    """None: the judge could not be reached. Never trained on, and counted."""
+    """None: the sampler or the judge could not be reached. Never trained on, and counted."""
+    lost: bool = False
+    """It was the sampler: the episode ended before its end."""
 
 
-Generate = Callable[[Sequence[Prompt]], Sequence[Step]]
+Generate = Callable[[Sequence[Prompt]], Sequence[Step | None]]
+"""None: that prompt could not be completed."""
 
 
 def play(episodes: Sequence[Episode], generate: Generate, judges: Agents) -> list[Rollout]:
     """Play every episode to its end, with one batched `generate` per step, then judge them."""
     steps: list[list[Step]] = [[] for _ in episodes]
-    while live := [i for i, episode in enumerate(episodes) if not episode.done]:
+    lost: set[int] = set()
+    while live := [i for i, e in enumerate(episodes) if i not in lost and not e.done]:
         made = generate([episodes[i].prompt() for i in live])
         for i, step in zip(live, made, strict=True):
+            if step is None:
+                lost.add(i)
+                continue
             steps[i].append(step)
             tokens = (len(step.prompt_ids), len(step.ids))
             episodes[i].step(Completion(step.text, *tokens, finished=step.finished))
-    outcomes = judge(episodes, judges)
+    outcomes = judge([e for i, e in enumerate(episodes) if i not in lost], judges)
     return [
-        Rollout(episode, tuple(of), outcomes[episode.key])
-        for episode, of in zip(episodes, steps, strict=True)
+        Rollout(episode, tuple(of), None if i in lost else outcomes[episode.key], i in lost)
+        for i, (episode, of) in enumerate(zip(episodes, steps, strict=True))
     ]
 
 

@@ -1,11 +1,13 @@
 """what a training run does -> a run folder that explains itself, and progress on the screen.
 
 config.toml    every setting, as the run used it
-run.json       seed, command, code and library versions, machine, start and end
+run.json       seed, command, code and library versions, machine, start and end, alarms
 metrics.jsonl  one JSON object per step; shares are 0..1, times seconds, a number that is not
                finite is null
 samples.jsonl  episodes written out, and samples.md, the same for reading
 curves.png     drawn from metrics.jsonl when the run ends
+
+With [watch] in the run file the metrics also go to TensorBoard and Weights & Biases.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +36,12 @@ from memory_r1 import __version__
 from memory_r1.errors import ConfigError, MissingExtra
 from memory_r1.train.configfile import flat
 from memory_r1.train.curves import plot_curves, read_metrics
+from memory_r1.train.observe import Alarms
 from memory_r1.train.runfile import Run, dump, load_run
+from memory_r1.train.samples import Sample, as_markdown
+from memory_r1.train.sinks import Sinks, check
+
+__all__ = ["METRICS", "RunLog", "Sample", "describe", "print_table"]
 
 METRICS = {
     "step": "steps done; 0 is before the first",
@@ -48,7 +55,13 @@ METRICS = {
     "f1": "mean token F1 of the answers",
     "format_valid": "share of completions that followed their grammar",
     "frac_zero_std": "share of groups whose rollouts all got one reward",
+    "groups": "groups played in the step, those drawn in place of tied ones (rollout.resample) too",
     "op_add, op_update, op_delete, op_noop": "shares of the operations decided",
+    "evidence_kept": "share of the turns that the linked questions rest on, of those the bank "
+    "could hold, that are still a source of one of its entries after the decision",
+    "unsupported_text": "share of the words of written entries that neither the turn and its facts "
+    "nor an entry they changed or deleted holds",
+    "entry_words": "words of a written entry",
     "response_length_mean, response_length_max": "tokens of a completion",
     "response_length_clip_ratio": "share of completions cut off at the limit",
     "entropy": "of the policy, nats per token",
@@ -56,42 +69,46 @@ METRICS = {
     "approx_kl": "to the policy that sampled, nats per token",
     "clip_fraction": "share of tokens the clip stopped",
     "logp_difference": "largest |sampled - recomputed| log-prob before the update; ~0 is right",
+    "sampler_difference": "of a [sampler]: mean |sampled - recomputed| log-prob, nats per token",
     "grad_norm": "before clipping",
     "lr": "learning rate",
     "value_loss": "of the critic",
     "explained_variance": "of the critic: 1 foresees the returns, 0 no better than their mean",
-    "seconds_<phase>": "time spent: sample, reward, update, eval",
+    "seconds_<phase>": "time spent: sample, reward, update, eval, publish (weights to a sampler)",
     "tokens_per_second": "completion tokens over the whole step's time",
-    "infra_failures": "rollouts dropped because a model could not be reached",
+    "rows": "completions the update of LoGo-GRPO learned from",
+    "rows_local": "share of them from redone sessions",
+    "advantage_local": "share of all |advantage| that they carry",
+    "rows_cancelled": "share of completions left out because copies of them cancel out",
+    "frac_zero_std_local": "share of groups of redone sessions that all got one reward",
+    "rerollout_distinct": "share of rerollouts that differ from their group's first; 0: all are "
+    "copies, which carry no signal",
+    "utility": "what redone sessions were worth: their score less that of leaving them out",
+    "bank_words, bank_entries": "size of the banks at the end of the dialogues",
+    "bank_share": "words of those banks per word said",
+    "penalty": "mean punishment of their size",
+    "sessions": "sessions per dialogue at this stage of the curriculum",
+    "sampled_tokens": "completion tokens sampled since the run began",
+    "infra_failures": "rollouts dropped because a model could not be reached, or the judge gave no "
+    "verdict",
+    "sampler_dropped": "of them: those that the sampler failed, their whole groups included",
     "cache_hits": "share of frozen answers that were known already",
     "eval_<metric>": "the same, on held-out dialogues, greedy",
 }
 """What the columns of metrics.jsonl mean."""
 
-MAY_CHANGE = ("steps.", "eval.every")
-"""Settings a resumed run may change: how long it is and what is measured, not what is learned."""
+MAY_CHANGE = ("steps.", "eval.every", "watch.", "sampler.")
+"""Settings a resumed run may change: how long it is, what is measured and where it is shown and
+sampled; not what is learned."""
 PLAIN_SECONDS = 10.0
 """Between progress lines where there is no terminal to draw a bar on."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One rollout, written out for a human to read."""
-
-    about: str
-    """Where it comes from, e.g. a dialogue and turn or question id."""
-    prompt: str
-    completion: str
-    reward: float | None
-    """None: no reward could be had, so it was not trained on."""
-    details: Mapping[str, Any] = field(default_factory=dict)
-    """What else explains the reward: questions, gold answers, answers, the advantage."""
 
 
 class RunLog:
     """Writes a run folder while the run lasts; a context manager.
 
-    out_dir:  the run folder; raises ConfigError when it holds something and is not resumed
+    out_dir:  the run folder; raises ConfigError when it holds something and is not resumed, and
+              MissingExtra when a sink of [watch] is not installed
     command:  the command line, as in sys.argv
     resume:   the step of the checkpoint that is continued (0: from the start): what was logged
               after it is dropped. Raises ConfigError when there is no run or another one.
@@ -106,14 +123,17 @@ class RunLog:
         resume: int | None = None,
         console: Console | None = None,
     ) -> None:
+        check(run.watch)
         self.folder = Path(out_dir)
         self._run = run
+        self._alarms = Alarms()
         if resume is None:
             self._begin(command)
         else:
             self._continue(command, resume)
         self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._progress = _Progress(resume or 0, run.steps.total, console)
+        self._sinks = Sinks(run, self.folder, resume or 0, self.say)
 
     def __enter__(self) -> RunLog:
         self._progress.start()
@@ -127,6 +147,7 @@ class RunLog:
     ) -> None:
         self._progress.stop()
         self._metrics.close()
+        self._sinks.close()
         about = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
         about["ended"] = _now()
         about["outcome"] = "finished" if kind is None else f"stopped by {kind.__name__}: {error}"
@@ -137,11 +158,18 @@ class RunLog:
             self.say(str(missing))
 
     def log(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Append one step's row (names: METRICS) and move the progress on."""
+        """Append one step's row (names: METRICS), move the progress on, raise alarms."""
         row = {"step": step, **{name: _number(value) for name, value in metrics.items()}}
         self._metrics.write(json.dumps(row) + "\n")
         self._metrics.flush()
         self._progress.update(step, row)
+        self._sinks.log(step, row)
+        if alarms := self._alarms.hear(step, row):
+            for alarm in alarms:
+                self.say(f"warning: step {step}: {alarm.kind}: {alarm.text}")
+            about = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+            about["alarms"] = [*about.get("alarms", []), *(asdict(alarm) for alarm in alarms)]
+            _write(self.folder / "run.json", _json(about))
 
     def samples(self, step: int, samples: Iterable[Sample]) -> None:
         """Keep rollouts for reading."""
@@ -149,7 +177,7 @@ class RunLog:
         with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         with (self.folder / "samples.md").open("a", encoding="utf-8") as file:
-            file.writelines(_as_markdown(row) for row in rows)
+            file.writelines(as_markdown(row) for row in rows)
 
     def say(self, text: str) -> None:
         """A line on stderr that does not break the progress bar."""
@@ -180,12 +208,17 @@ class RunLog:
         about = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
         again = {"from_step": step, **describe(self._run, command)}
         about["resumed"] = [*about.get("resumed", []), again]
+        if alarms := [alarm for alarm in about.pop("alarms", []) if alarm["step"] <= step]:
+            about["alarms"] = alarms
         _write(self.folder / "run.json", _json(about))
         for name in ("metrics.jsonl", "samples.jsonl"):
             rows = [r for r in read_metrics(self.folder / name) if step and r["step"] <= step]
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
             _write(self.folder / name, "".join(lines))
-        _write(self.folder / "samples.md", "".join(_as_markdown(row) for row in rows))
+            if name == "metrics.jsonl":
+                for row in rows:
+                    self._alarms.hear(row["step"], row)
+        _write(self.folder / "samples.md", "".join(as_markdown(row) for row in rows))
 
 
 def describe(run: Run, command: Sequence[str]) -> dict[str, Any]:
@@ -268,22 +301,6 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes}:{rest:02}"
-
-
-def _as_markdown(row: Mapping[str, Any]) -> str:
-    reward = "none" if row["reward"] is None else f"{row['reward']:.3f}"
-    parts = [f"## Step {row['step']}, {row['about']}: reward {reward}\n"]
-    for name in ("prompt", "completion"):
-        # Longer than any run of backticks inside, so that the text cannot end its own fence.
-        runs = [len(part) for part in _backticks(row[name])]
-        fence = "`" * max(3, 1 + max(runs, default=0))
-        parts.append(f"{name.capitalize()}\n\n{fence}text\n{row[name]}\n{fence}\n")
-    parts += [f"- {name}: {value}" for name, value in row["details"].items()]
-    return "\n".join(parts) + "\n\n"
-
-
-def _backticks(text: str) -> list[str]:
-    return "".join(c if c == "`" else " " for c in text).split()
 
 
 def _number(value: float | None) -> float | None:

@@ -7,33 +7,37 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from memory_r1.config import Settings
-from memory_r1.data import Dialogue, Report, load, scored
+from memory_r1.data import Dialogue, Report, load, recognise, scored
 from memory_r1.data.locomo import read
 from memory_r1.data.world import WorldConfig, generate
-from memory_r1.embed import Embedder, open_embedder
-from memory_r1.errors import ConfigError, DataError
+from memory_r1.embed import open_embedder
+from memory_r1.errors import ConfigError, DataError, ModelUnavailable
 from memory_r1.llm import Agents, Role
 from memory_r1.llm.local import LocalLLM
 from memory_r1.llm.open import BUNDLED, ROLES_FILE, folder_of, open_agents
+from memory_r1.train import observe
+from memory_r1.train.adapters import open_policy
+from memory_r1.train.construct import starts
+from memory_r1.train.cost import announce
 from memory_r1.train.episodes import (
+    EXACT,
     AnswerEpisode,
     Episode,
     ManagerEpisode,
     Situation,
     Task,
-    corrections,
-    situations,
-    tasks,
-    whole_dialogues,
 )
+from memory_r1.train.players import judge_of, kept, teacher_of
 from memory_r1.train.policy import Policy
+from memory_r1.train.remote import RemoteSampler
+from memory_r1.train.rewards import Reward, open_reward
 from memory_r1.train.rollout import Rollout, play
 from memory_r1.train.runfile import Run, World
 from memory_r1.train.runlog import Sample
@@ -53,49 +57,82 @@ class Stage:
     frozen: Agents
     """The partners; the policy's own role in it is what it was before training."""
     settings: Settings
-    practice: Sequence[Situation] | Sequence[Task]
-    held_out: Sequence[Situation] | Sequence[Task]
+    practice: Sequence[Situation | Task]
+    held_out: Sequence[Situation | Task]
     players: dict[str, str]
     """Who plays the frozen roles, for the run folder's agents.json."""
     seconds: dict[str, float] = field(default_factory=dict)
+    sampler: RemoteSampler | None = None
+    """Samples the rollouts in the policy's stead ([sampler]); evaluation stays with the policy."""
+    reward: Reward = EXACT
+    """What an answer is worth."""
+    teacher: Agents | None = None
+    """Whom the policy imitates, in its roles, and the partners then; None: it learns by itself."""
 
     def begin(self, start: Situation | Task) -> Episode:
         """A fresh episode."""
         if isinstance(start, Task):
-            return AnswerEpisode(start, self.policy, self.settings)
-        return ManagerEpisode(start, self.policy, self.frozen, self.settings)
+            return AnswerEpisode(start, self.policy, self.settings, self.reward)
+        return ManagerEpisode(start, self.policy, self.frozen, self.settings, self.reward)
 
-    def draw(self, step: int) -> list[Situation] | list[Task]:
+    def draw(self, step: int) -> list[Situation | Task]:
         """The starts of a step: passes over the practice, each in an order of its own."""
-        n, per_step = len(self.practice), self.run.rollout.prompts
-        chosen: list[Any] = []
-        for i in range(step * per_step, (step + 1) * per_step):
-            lap, place = divmod(i, n)
-            order = self._order(lap)
-            chosen.append(self.practice[order[place]])
-        return chosen
+        return [self.practice[place] for place in self._places(step)]
 
-    def _order(self, lap: int) -> list[int]:
+    def _places(self, step: int) -> list[int]:
+        n, per_step = len(self.practice), self.run.rollout.prompts
+        laps = (divmod(i, n) for i in range(step * per_step, (step + 1) * per_step))
+        return [self._order(f"lap {lap}")[place] for lap, place in laps]
+
+    def _order(self, name: str) -> list[int]:
         order = list(range(len(self.practice)))
-        random.Random(f"{self.run.seed}/lap {lap}").shuffle(order)
+        random.Random(f"{self.run.seed}/{name}").shuffle(order)
         return order
 
     def rollouts(self, step: int) -> tuple[list[Rollout], list[int]]:
-        """Sampled rollouts of a step and the number of each one's group."""
-        group_size = self.run.rollout.group_size
-        starts = self.draw(step)
-        began = time.perf_counter()
-        episodes = [self.begin(start) for start in starts for _ in range(group_size)]
-        groups = [g for g in range(len(starts)) for _ in range(group_size)]
+        """Sampled rollouts of a step and the number of each one's group.
+
+        Groups that tied are made up for by other episodes, in at most `rollout.resample` further
+        draws. Raises ModelUnavailable when nothing that was sampled could be paid for.
+        """
+        settings, began = self.run.rollout, time.perf_counter()
+        places = self._places(step)
+        others = [i for i in self._order(f"resample {step}") if i not in set(places)]
         calls = iter(range(1_000_000))
+        played: list[Rollout] = []
+        groups: list[int] = []
+        if self.sampler is not None:
+            self.sampler.publish(step)
+        for _ in range(settings.resample + 1):
+            first = groups[-1] + 1 if groups else 0
+            numbers = [first + i for i in range(len(places)) for _ in range(settings.group_size)]
+            starts = [self.practice[place] for place in places for _ in range(settings.group_size)]
+            played += self._sample([self.begin(start) for start in starts], step, calls, numbers)
+            groups += numbers
+            missing = settings.prompts - alive(played, groups)
+            places, others = others[:missing], others[missing:]
+            if not places:
+                break
+        if all(rollout.outcome is None and not rollout.lost for rollout in played):
+            raise ModelUnavailable(
+                f"no rollout of step {step + 1} could be paid for: the frozen Answer Agent or the "
+                "judge can't be reached, or the judge gives no verdict. See that they reply, then "
+                "go on with --resume"
+            )
+        self.seconds["seconds_sample"] = time.perf_counter() - began
+        return played, groups
+
+    def _sample(
+        self, episodes: Sequence[Episode], step: int, calls: Iterator[int], groups: Sequence[int]
+    ) -> list[Rollout]:
+        """Episodes played to their ends. calls: numbers the calls of the step, for their seeds."""
 
         def sample_once(prompts: Sequence[Any]) -> Any:
             seed = random.Random(f"{self.run.seed}/{step}/{next(calls)}").randrange(2**62)
-            return self.policy.generate(prompts, seed=seed)
+            return (self.sampler or self.policy).generate(prompts, seed=seed)
 
         played = play(episodes, sample_once, self.frozen)
-        self.seconds["seconds_sample"] = time.perf_counter() - began
-        return played, groups
+        return played if self.sampler is None else self.sampler.accept(played, groups)
 
     def evaluate(self) -> dict[str, float]:
         """Greedy play of the held-out episodes."""
@@ -103,16 +140,20 @@ class Stage:
         if not episodes:
             return {}
         played = play(episodes, partial(self.policy.generate, seed=None), self.frozen)
-        return {f"eval_{k}": v for k, v in describe(played).items() if k in _EVALUATED}
+        metrics = {f"eval_{k}": v for k, v in describe(played).items() if k in _EVALUATED}
+        answers = [r for r in played if isinstance(r.episode, AnswerEpisode)]
+        if 0 < len(answers) < len(played):
+            others = [r for r in played if not isinstance(r.episode, AnswerEpisode)]
+            for role, of in (("manage", others), ("answer", answers)):
+                metrics |= {f"eval_em/{role}": describe(of).get("em", float("nan"))}
+        return metrics
 
     def save(self, out: Path) -> None:
         """The trained model and, beside it, who plays which role."""
         self.policy.save(out / MODEL)
-        mine: Role = "manage" if self.run.kind == "manager" else "answer"
-        players = {
-            role: _portable(player, out) for role, player in self.players.items() if role != mine
-        }
-        text = json.dumps({**players, mine: MODEL}, indent=2, sort_keys=True)
+        players = {role: _portable(player, out) for role, player in self.players.items()}
+        players |= dict.fromkeys(self.run.trains, MODEL)
+        text = json.dumps(players, indent=2, sort_keys=True)
         (out / ROLES_FILE).write_text(text + "\n", "utf-8")
 
 
@@ -122,8 +163,19 @@ _EVALUATED = (
     "f1",
     "format_valid",
     "infra_failures",
+    "evidence_kept",
+    "unsupported_text",
     *(f"op_{o}" for o in ("add", "update", "delete", "noop")),
 )
+
+
+def alive(rollouts: Sequence[Rollout], groups: Sequence[int]) -> int:
+    """How many groups have rollouts of different rewards; only those teach GRPO."""
+    rewards: dict[int, set[float]] = {}
+    for rollout, group in zip(rollouts, groups, strict=True):
+        if rollout.outcome is not None:
+            rewards.setdefault(group, set()).add(rollout.outcome.reward)
+    return sum(len(of) > 1 for of in rewards.values())
 
 
 def describe(rollouts: Sequence[Rollout]) -> dict[str, float]:
@@ -149,7 +201,7 @@ def describe(rollouts: Sequence[Rollout]) -> dict[str, float]:
     for op in ("ADD", "UPDATE", "DELETE", "NOOP"):
         if operations:
             metrics[f"op_{op.lower()}"] = operations[op] / operations.total()
-    return metrics
+    return metrics | observe.decisions(r.episode for r in rollouts)
 
 
 def samples(rollouts: Sequence[Rollout], most: int = 4) -> list[Sample]:
@@ -163,7 +215,7 @@ def samples(rollouts: Sequence[Rollout], most: int = 4) -> list[Sample]:
             rollout.steps[-1].prompt if rollout.steps else "",
             rollout.steps[-1].text if rollout.steps else "",
             rollout.outcome.reward if rollout.outcome else None,
-            dict(rollout.outcome.details) if rollout.outcome else {},
+            observe.told(rollout),
         )
         for about, rollout in list(seen.items())[:most]
     ]
@@ -175,20 +227,12 @@ def prepare(run: Run, say: Callable[[str], None] = lambda text: None) -> Stage:
     Raises ConfigError, DataError, and ModelUnavailable when a model can't be loaded.
     """
     base = open_agents(run.model)
-    mine: Role = "manage" if run.kind == "manager" else "answer"
-    start = getattr(base, mine)
+    start = getattr(base, run.trains[0])
     if not isinstance(start, LocalLLM):
         raise ConfigError(
             f"model {run.model!r} can't be trained here; expected a bundled model, a folder or a "
             "Hugging Face id"
         )
-    # Updates of a usual size would round away in bfloat16.
-    trained = start.copy(dtype="float32")
-    if hasattr(trained.model, "peft_config"):
-        raise ConfigError(
-            f"model {run.model!r} is an adapter; expected full weights: merge it into its base"
-        )
-    policy = Policy(trained, temperature=run.rollout.temperature, max_tokens=run.rollout.max_tokens)
     players = {role: player_of(run.model, role) for role in ("extract", "manage", "answer")}
     if run.extract is not None:
         players["extract"] = player_of(run.extract, "extract")
@@ -201,42 +245,57 @@ def prepare(run: Run, say: Callable[[str], None] = lambda text: None) -> Stage:
         manage=open_agents(run.manager).manage if run.manager else base.manage,
         answer=open_agents(run.answer).answer if run.answer else base.answer,
     )
-    settings = Settings()
+    policy = open_policy(run, start, partners=frozen)
+    benchmark = "world" if run.data is None else recognise(Path(run.data.path)).name
+    reward = open_reward(run.reward.name, benchmark)
+    frozen = kept(replace(frozen, judge=judge_of(run)))
+    teacher = teacher_of(run, policy, frozen)
+    settings = Settings(per_speaker=run.rollout.per_speaker)
     embedder = open_embedder()
     practised, held_out = dialogues_of(run)
     say(f"building banks from {len(practised)} dialogues")
-    build = partial(_starts, run, frozen, embedder, settings)
-    practice, tested = build(practised), build(held_out)
+    announce(run, teacher or frozen, embedder, settings, practised, say)
+    practice = starts(run, teacher or frozen, embedder, settings, practised, practised=True)
+    tested = starts(run, frozen, embedder, settings, held_out)
     if not practice:
         raise DataError("no dialogue of the run holds a question to learn from")
     picked = random.Random(f"{run.seed}/held out").sample(
         range(len(tested)), min(run.eval.questions, len(tested))
     )
-    return Stage(
-        run, policy, frozen, settings, practice, [tested[i] for i in sorted(picked)], players
-    )
-
-
-def _starts(
-    run: Run,
-    frozen: Agents,
-    embedder: Embedder,
-    settings: Settings,
-    dialogues: Sequence[Dialogue],
-) -> list[Any]:
-    if run.kind == "answer":
-        return tasks(dialogues, frozen, embedder, settings)
-    if run.rollout.turns > 1:
-        return whole_dialogues(dialogues, frozen, embedder, settings, turns=run.rollout.turns)
-    practice = situations(
-        dialogues,
+    held = [tested[i] for i in sorted(picked)]
+    stage = Stage(
+        run,
+        policy,
         frozen,
-        embedder,
         settings,
-        questions=run.rollout.questions,
-        seed=run.seed,
+        practice,
+        held,
+        players,
+        reward=reward,
+        teacher=teacher,
     )
-    return practice + corrections(dialogues, embedder)
+    return _fitting(stage, say)
+
+
+def _fitting(stage: Stage, say: Callable[[str], None]) -> Stage:
+    """Without the starts whose prompt is longer than the run allows."""
+    limit = stage.run.rollout.prompt_tokens
+    if limit is None:
+        return stage
+
+    def fits(start: Situation | Task) -> bool:
+        episode = stage.begin(start)
+        return episode.done or len(stage.policy.llm.encode(episode.prompt())) <= limit
+
+    practice: list[Any] = [start for start in stage.practice if fits(start)]
+    long = len(stage.practice) - len(practice)
+    if long:
+        say(f"{long} starts left out: prompts of more than {limit} tokens (rollout.prompt_tokens)")
+    if not practice:
+        raise DataError(
+            f"all {long} prompts have more than {limit} tokens; raise rollout.prompt_tokens"
+        )
+    return replace(stage, practice=practice)
 
 
 def dialogues_of(run: Run) -> tuple[list[Dialogue], list[Dialogue]]:
@@ -247,12 +306,24 @@ def dialogues_of(run: Run) -> tuple[list[Dialogue], list[Dialogue]]:
         held_out = [d for d in everything if d.split == run.eval.split]
         if not practised:
             raise DataError(f"{run.data.path} has no dialogue in split {run.data.split!r}")
+        _apart(practised, held_out)
         return _scored_only(practised), _scored_only(held_out)
     assert run.world is not None
     tested = replace(run.world, words=run.eval.words, seed=run.world.seed + EVAL_SEED)
     return make_world(run.world), make_world(
         replace(tested, dialogues=max(4, run.eval.questions // 20))
     )
+
+
+def _apart(practised: Sequence[Dialogue], held_out: Sequence[Dialogue]) -> None:
+    """Refuse a dialogue that stands in both parts under two names: DataError."""
+    trained_on = {tuple(t.text for t in d.turns): d.id for d in practised if d.turns}
+    for dialogue in held_out:
+        if same := trained_on.get(tuple(turn.text for turn in dialogue.turns)):
+            raise DataError(
+                f"dialogue {dialogue.id} is held out and says what {same} says, which is trained "
+                "on: an evaluation on it would say nothing. Take one of them out of the file"
+            )
 
 
 def _scored_only(dialogues: Sequence[Dialogue]) -> list[Dialogue]:

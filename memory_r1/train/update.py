@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from memory_r1.errors import MemoryR1Error
-from memory_r1.train.policy import MicroBatch, Policy, Row, micro_batches, sampled_logps, score
+from memory_r1.train.policy import MicroBatch, Policy, Row, Scored, micro_batches, sampled_logps
 from memory_r1.train.rollout import Rollout
 from memory_r1.train.runfile import Optimizer, Run
 
 
 def adamw(parameters: Iterable[nn.Parameter], settings: Optimizer, lr: float) -> torch.optim.AdamW:
     """The optimizer of a run file, at the given peak rate."""
+    learning = [parameter for parameter in parameters if parameter.requires_grad]
     return torch.optim.AdamW(
-        parameters, lr=lr, betas=settings.betas, weight_decay=settings.weight_decay
+        learning, lr=lr, betas=settings.betas, weight_decay=settings.weight_decay
     )
 
 
@@ -64,18 +65,30 @@ def logp_difference(policy: Policy, rows: Sequence[Row], batches: Sequence[Micro
     worst = 0.0
     with torch.no_grad():
         for batch in batches:
-            scored = score(policy.model, batch, policy.temperature)
-            apart = (scored.logp - sampled_logps(rows, batch)).abs().masked_fill(~batch.mask, 0.0)
-            worst = max(worst, float(apart.max()))
+            worst = max(worst, apart(policy.score(batch), rows, batch))
     return worst
 
 
-def finish_step(model: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> float:
+def apart(scored: Scored, rows: Sequence[Row], batch: MicroBatch) -> float:
+    """Largest difference between the sampled and these log-probs, in nats."""
+    differences = (scored.logp.detach() - sampled_logps(rows, batch)).abs()
+    return float(differences.masked_fill(~batch.mask, 0.0).max())
+
+
+class Trained(Protocol):
+    """What has parameters: a module, a policy, a critic."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What is trained, and perhaps what is not and so has no gradient."""
+        ...
+
+
+def finish_step(model: Trained, optimizer: torch.optim.Optimizer, clip: float) -> float:
     """Clip the gradient, move the weights, forget the gradient; returns its norm before clipping.
 
     Raises MemoryR1Error, with the weights unmoved, when the gradient is not finite.
     """
-    norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip))
+    norm = float(nn.utils.clip_grad_norm_(list(model.parameters()), clip))
     if not norm < float("inf"):
         optimizer.zero_grad(set_to_none=True)
         raise MemoryR1Error(

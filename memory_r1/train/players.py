@@ -1,0 +1,78 @@
+"""run file -> who plays beside the policy: cached partners, the judge, the teacher."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from memory_r1 import grading
+from memory_r1.errors import ConfigError
+from memory_r1.llm import LLM, Agents
+from memory_r1.llm.open import open_agents, open_llm
+from memory_r1.llm.replies import Replies, Watched, cache_folder
+from memory_r1.train.runfile import Run
+
+REPLIES = "replies.db"
+"""In the cache folder: what models replied, to benchmarks and trainings alike."""
+
+
+def partners(run: Run) -> Agents:
+    """Who plays each role beside the agent in training; what the run leaves open, its model does.
+
+    No weights are loaded. Raises what `open_agents` raises.
+    """
+    base = open_agents(run.model)
+    return Agents(
+        extract=open_agents(run.extract).extract if run.extract else base.extract,
+        manage=open_agents(run.manager).manage if run.manager else base.manage,
+        answer=open_agents(run.answer).answer if run.answer else base.answer,
+    )
+
+
+def kept(agents: Agents) -> Agents:
+    """The same agents; what they reply at temperature 0 is kept on disk, and never paid for twice.
+
+    Not of models of the compact style: theirs cost less than the disk.
+    """
+    roles = (agents.extract, agents.manage, agents.answer, agents.judge)
+    dear = {id(llm): llm for llm in roles if is_dear(llm) and not isinstance(llm, Watched)}
+    if not dear:
+        return agents
+    replies = Replies(cache_folder() / REPLIES)
+    watched = {name: Watched(llm, replies) for name, llm in dear.items() if llm is not None}
+    return Agents(*(watched.get(id(llm), llm) for llm in roles))
+
+
+def is_dear(llm: LLM | None) -> bool:
+    """Whether a reply of a model is worth keeping."""
+    return llm is not None and llm.style != "compact"
+
+
+def judge_of(run: Run) -> LLM | None:
+    """The model that grades answers, where the reward is its verdict; ConfigError if it can't."""
+    if run.reward.judge is None:
+        return None
+    judge = open_llm(run.reward.judge)
+    grading.check(judge)
+    return judge
+
+
+def teacher_of(run: Run, policy: LLM, frozen: Agents) -> Agents | None:
+    """Who plays what is imitated, with partners; None where nothing is."""
+    if run.teacher is None:
+        return None
+    teacher = open_agents(run.teacher.model)
+    for role in run.trains:
+        player = getattr(teacher, role)
+        if player is None or player.style != policy.style:
+            raise ConfigError(
+                f"teacher.model {run.teacher.model!r} can't teach {run.model!r}: expected a model "
+                f"that is prompted in the {policy.style!r} style, as that one is, got "
+                f"{player.style if player else 'rules'!r}"
+            )
+    return kept(
+        replace(
+            frozen,
+            manage=teacher.manage if run.manager is None else frozen.manage,
+            answer=teacher.answer if run.answer is None else frozen.answer,
+        )
+    )
