@@ -63,6 +63,10 @@ ROWS = (
     Row("LoGo"),
     Row("LoGo, traced credit", settings=("logo.credit=traced",)),
     Row("LoGo, no local term", settings=("logo.local=0.0", "rollout.group_size=6")),
+    Row(
+        "traced credit, no local term",
+        settings=("logo.credit=traced", "logo.local=0.0", "rollout.group_size=6"),
+    ),
     Row("LoGo, NOOP branch", settings=("logo.noop_branch=true",)),
     Row("LoGo, curriculum", "tiny_logo_curriculum", horizons=(16,)),
 )

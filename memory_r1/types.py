@@ -253,7 +253,7 @@ class Completion:
     completion_tokens: int = 0
     finished: bool = True
     """False when it was cut off at the token limit."""
-    seconds: float = 0.0
+    seconds: float = field(default=0.0, compare=False)
     """How long it took; with a batch, how long the batch took. 0 where nobody measured."""
 
 

@@ -427,7 +427,10 @@ def test_training_takes_its_splits_from_own_data(tmp_path):
     runfile = pytest.importorskip("memory_r1.train.runfile", reason="needs the extra [train]")
     stage = pytest.importorskip("memory_r1.train.stage", reason="needs the extra [train]")
     head = '{"dialogue": "d%d", "split": "%s"}\n'
-    own = [BY_HAND.replace('"d1"', f'"d{n}"') for n in range(3)]
+    # A held-out dialogue that says what a trained one says is refused.
+    own = [
+        BY_HAND.replace('"d1"', f'"d{n}"').replace('text": "', f'text": "({n}) ') for n in range(3)
+    ]
     parts = [head % (n, split) for n, split in enumerate(("train", "train", "validation"))]
     (tmp_path / "own.jsonl").write_text("".join(a + b for a, b in zip(parts, own, strict=True)))
     run = runfile.Run(

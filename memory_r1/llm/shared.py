@@ -108,17 +108,23 @@ class Weights:
         self._now = name
 
     def _clear(self) -> None:
+        """Delete the adapters whose users are gone; the last one stays, for peft needs one."""
         while self._unused:
             name = self._unused.pop()
-            if name == self._now:  # the policy of a training that is over
-                self._switch(None)
-            if len(self.peft.peft_config) > 1:
-                kept = self._learning()
-                self.peft.delete_adapter(name)
-                for parameter in self.peft.parameters():
-                    parameter.requires_grad_(False)
-                for parameter in kept:
-                    parameter.requires_grad_(True)
+            others = [other for other in self.peft.peft_config if other != name]
+            if not others:
+                continue
+            rests = None if name == self._now else self._now
+            gone = {id(parameter) for parameter in self.parameters(name).values()}
+            kept = [p for p in self._learning() if id(p) not in gone]
+            self._switch(None)
+            self.peft.set_adapter(others[-1])  # peft's own idea of what is active must exist
+            self.peft.delete_adapter(name)
+            for parameter in self.peft.parameters():
+                parameter.requires_grad_(False)
+            for parameter in kept:
+                parameter.requires_grad_(True)
+            self._switch(rests)
 
 
 def _own(layer: Any) -> Iterator[Any]:
