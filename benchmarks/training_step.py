@@ -91,8 +91,8 @@ def ours(load: Load, folder: Path) -> list[dict[str, float]]:
     from memory_r1.train.grpo import Grpo
     from memory_r1.train.policy import Policy
     from memory_r1.train.rollout import Rollout
-    from memory_r1.train.runfile import Run, World
     from memory_r1.train.runfile import Grpo as Settings
+    from memory_r1.train.runfile import Run, World
     from memory_r1.types import Prompt
 
     torch.set_num_threads(load.threads)
