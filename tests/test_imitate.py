@@ -8,6 +8,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from made_models import random_tiny  # noqa: E402
+
 from memory_r1.bank import Bank  # noqa: E402
 from memory_r1.config import Settings  # noqa: E402
 from memory_r1.data import Question  # noqa: E402
@@ -18,7 +20,6 @@ from memory_r1.llm.local import LocalLLM  # noqa: E402
 from memory_r1.llm.open import open_agents, open_llm  # noqa: E402
 from memory_r1.store.ram import RamStore  # noqa: E402
 from memory_r1.train import learn as learning  # noqa: E402
-from memory_r1.train import sft, tokenizer  # noqa: E402
 from memory_r1.train.episodes import Situation, Task  # noqa: E402
 from memory_r1.train.imitate import FILE, Imitation, collect, read, rows_from  # noqa: E402
 from memory_r1.train.learn import learn  # noqa: E402
@@ -39,27 +40,7 @@ ANSWERS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A random model of the tiny kind."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(0)
-    words = tokenizer.build()
-    config = Qwen2Config(
-        vocab_size=len(words),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        intermediate_size=48,
-        tie_word_embeddings=True,
-        max_position_embeddings=256,
-        pad_token_id=words.pad_token_id,
-        eos_token_id=words.eos_token_id,
-        bos_token_id=None,
-    )
-    path = tmp_path_factory.mktemp("model") / "tiny"
-    sft.save(Qwen2ForCausalLM(config), words, path)
-    return path
+    return random_tiny(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture(scope="module")

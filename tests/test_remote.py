@@ -12,6 +12,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
 
+from made_models import random_tiny  # noqa: E402
 from vllm_server import FakeVllm  # noqa: E402
 
 from memory_r1.config import Settings  # noqa: E402
@@ -19,7 +20,6 @@ from memory_r1.errors import ConfigError, MemoryR1Error, ModelUnavailable  # noq
 from memory_r1.llm import Agents  # noqa: E402
 from memory_r1.llm.local import LocalLLM  # noqa: E402
 from memory_r1.train import learn as learning  # noqa: E402
-from memory_r1.train import sft, tokenizer  # noqa: E402
 from memory_r1.train.adapters import open_policy  # noqa: E402
 from memory_r1.train.curves import read_metrics  # noqa: E402
 from memory_r1.train.episodes import Outcome  # noqa: E402
@@ -44,27 +44,7 @@ from memory_r1.types import Prompt  # noqa: E402
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A random model of the tiny kind."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(0)
-    words = tokenizer.build()
-    config = Qwen2Config(
-        vocab_size=len(words),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        intermediate_size=48,
-        tie_word_embeddings=True,
-        max_position_embeddings=256,
-        pad_token_id=words.pad_token_id,
-        eos_token_id=words.eos_token_id,
-        bos_token_id=None,
-    )
-    path = tmp_path_factory.mktemp("model") / "tiny"
-    sft.save(Qwen2ForCausalLM(config), words, path)
-    return path
+    return random_tiny(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture

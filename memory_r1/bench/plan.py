@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -68,9 +69,9 @@ class Plan:
             if value is not None and value < 1:
                 raise ConfigError(f"--{name} is {value}; at least 1 is needed")
 
-    @property
+    @cached_property
     def config(self) -> dict[str, Any]:
-        """What two runs must share to be one; kept as OUT/config.json.
+        """What two runs must share to be one; kept as OUT/config.json. The file is hashed once.
 
         --limit may change: it only says when to stop. Not so when streaming, where a bank that
         went on can't be asked about the past.

@@ -265,12 +265,10 @@ def _build(dialogue: Dialogue, bank: Bank, until: Round, now: Run) -> Conversati
 def _remember(
     bank: Bank, turn: Turn, message: Message, context: Sequence[Turn], last: bool, now: Run
 ) -> Conversation[None]:
-    spent, before = Spent(), now.system.spent()
+    spent = Spent()
     yield from metered(
         now.system.remember(bank, turn, message, context=context, last=last), spent, now.check
     )
-    behind = now.system.spent() - before
-    spent += Spent(behind.calls, behind.prompt_tokens, behind.completion_tokens)
     now.turns[bank.owner.user_id, turn.id] = spent
     now.folder.add_turns(bank.owner.user_id, {turn.id: spent})
 

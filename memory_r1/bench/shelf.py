@@ -36,8 +36,7 @@ class Shelf:
 
     def fetch(self, dialogue: Dialogue, path: Path) -> dict[str, Spent] | None:
         """Put the finished bank of a dialogue at `path`; what each turn took, None without one."""
-        found = self._place(dialogue)
-        if not self.open or not found.exists():
+        if not self.open or not (found := self._place(dialogue)).exists():
             return None
         rows = json.loads(found.with_suffix(".json").read_text("utf-8"))
         draft = path.with_suffix(".part")
@@ -47,8 +46,7 @@ class Shelf:
 
     def keep(self, dialogue: Dialogue, path: Path, turns: Mapping[str, Spent]) -> None:
         """Keep the finished bank of a dialogue; its store is closed."""
-        place = self._place(dialogue)
-        if not self.open or place.exists():
+        if not self.open or (place := self._place(dialogue)).exists():
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         rows = {turn_id: asdict(spent) for turn_id, spent in turns.items()}

@@ -17,7 +17,6 @@ from memory_r1.extract import whole_turn, without_recalled
 from memory_r1.llm import LLM, Agents, Call, Conversation, Role
 from memory_r1.llm.open import open_agents
 from memory_r1.llm.prompting import json_in, repair, tidy, without_thinking
-from memory_r1.llm.usage import Tally
 from memory_r1.remember import Usage, remember
 from memory_r1.respond import respond
 from memory_r1.store import new_id
@@ -73,10 +72,6 @@ class System:
     def rehearsable(self) -> bool:
         """Whether a dry run with stand-ins for its agents says what it will need."""
         return True
-
-    def spent(self) -> Tally:
-        """What models were asked behind our back so far; the calls of `agents` are not in it."""
-        return Tally()
 
     @property
     def players(self) -> dict[str, str]:
