@@ -196,6 +196,20 @@ class Feedback:
 
 
 @dataclass(frozen=True)
+class Record:
+    """What a server keeps beside the memories: an API key, a reply it gave."""
+
+    kind: str
+    key: str
+    """One of its kind."""
+    at: datetime
+    body: Mapping[str, Any]
+    """JSON."""
+    owner: Owner | None = None
+    """Who is erased together with it; None: nobody."""
+
+
+@dataclass(frozen=True)
 class Hit:
     """An entry found by search, with its fused score and the signals it came from."""
 

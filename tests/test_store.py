@@ -21,7 +21,7 @@ from memory_r1.store import Store, new_id, open_store
 from memory_r1.store.ram import RamStore
 from memory_r1.store.schema import MIGRATIONS
 from memory_r1.store.sqlite import SqliteStore
-from memory_r1.types import Entry, Feedback, JournalRow, Message, Owner, Turn
+from memory_r1.types import Entry, Feedback, JournalRow, Message, Owner, Record, Turn
 
 ANNA, BEN = Owner("anna"), Owner("ben", agent_id="helper", run_id="7")
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
@@ -432,6 +432,48 @@ def test_meta_is_set_and_set_again(store):
     assert store.get_meta("embedder") == "two"
 
 
+def test_a_record_is_kept_by_its_kind_and_key(store):
+    first = Record("reply", "k", NOON, {"status": 201, "text": "\0 \ud83d"})
+    assert store.record("reply", "k") is None
+    assert store.put_record(first, new=True)
+    assert not store.put_record(replace(first, body={}), new=True)
+    assert store.record("reply", "k") == first and store.record("key", "k") is None
+    assert store.put_record(replace(first, body={"status": 200}))
+    assert store.record("reply", "k").body == {"status": 200}
+    store.put_record(replace(first, key="a"))
+    assert [record.key for record in store.records("reply")] == ["a", "k"]
+    assert store.owners() == [] and store.problems() == []
+    with pytest.raises(StoreError, match="the body of a record must be JSON"):
+        store.put_record(replace(first, body={"x": float("nan")}))
+
+
+def test_records_are_dropped_by_key_or_age(store):
+    for hour, key in enumerate("abc"):
+        store.put_record(Record("reply", key, NOON + timedelta(hours=hour), {}))
+    store.put_record(Record("other", "a", NOON, {}))
+    assert store.drop_records("reply", before=NOON + timedelta(hours=1)) == 1
+    assert store.drop_records("reply", key="b") == 1
+    assert store.drop_records("reply", key="b") == 0
+    assert [record.key for record in store.records("reply")] == ["c"]
+    assert store.drop_records("reply") == 1 and len(store.records("other")) == 1
+
+
+def test_a_failed_transaction_takes_its_records_back(store):
+    store.put_record(Record("reply", "old", NOON, {}))
+    with pytest.raises(RuntimeError), store.transaction():
+        store.put_record(Record("reply", "new", NOON, {}))
+        store.drop_records("reply", key="old")
+        raise RuntimeError
+    assert [record.key for record in store.records("reply")] == ["old"]
+
+
+def test_forget_erases_the_records_of_an_owner(store):
+    for owner in (ANNA, BEN, None):
+        store.put_record(Record("reply", str(owner), NOON, {"text": "a secret"}, owner=owner))
+    assert store.forget(ANNA)["records"] == 1
+    assert [record.owner for record in store.records("reply")] == [None, BEN]
+
+
 def test_forget_erases_one_owner_and_counts_what_is_gone(store):
     for owner in (ANNA, BEN):
         store.put(entry("a", owner=owner), EAST)
@@ -443,7 +485,7 @@ def test_forget_erases_one_owner_and_counts_what_is_gone(store):
         store.add_journal(row("j", "a", owner))
     assert len(store.index(ANNA)) == 1
     counts = {"entries": 2, "versions": 3, "vectors": 3, "journal": 1, "messages": 1, "feedback": 0}
-    assert store.forget(ANNA) == counts
+    assert store.forget(ANNA) == {**counts, "records": 0}
     assert store.entries(ANNA, superseded=True) == [] and indexed(store) == []
     assert store.messages(ANNA) == [] and store.journal(ANNA) == []
     assert store.owners() == [BEN] and indexed(store, BEN) == ["changed"]

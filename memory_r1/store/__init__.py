@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -13,7 +14,16 @@ from numpy.typing import NDArray
 from memory_r1.errors import StoreError
 from memory_r1.store.ids import new_id
 from memory_r1.store.index import Index
-from memory_r1.types import Entry, Feedback, JournalRow, Message, MessageState, Owner, RowState
+from memory_r1.types import (
+    Entry,
+    Feedback,
+    JournalRow,
+    Message,
+    MessageState,
+    Owner,
+    Record,
+    RowState,
+)
 
 __all__ = ["Index", "Store", "Vector", "new_id", "open_store"]
 
@@ -130,6 +140,28 @@ class Store(Protocol):
         """Set a fact about the store itself."""
         ...
 
+    def put_record(self, record: Record, new: bool = False) -> bool:
+        """Keep a record in place of the one of its kind and key.
+
+        new: only if there is none; else nothing is written and the result is False. StoreError
+        for a body that JSON can't hold.
+        """
+        ...
+
+    def record(self, kind: str, key: str) -> Record | None:
+        """The record of a kind and key, if there is one."""
+        ...
+
+    def records(self, kind: str) -> list[Record]:
+        """All records of a kind, by key."""
+        ...
+
+    def drop_records(
+        self, kind: str, *, key: str | None = None, before: datetime | None = None
+    ) -> int:
+        """Drop the records of a kind, of one key or older than a moment; returns how many."""
+        ...
+
     def owners(self, user_id: str | None = None) -> list[Owner]:
         """Everyone who has anything in the store; of one user when asked."""
         ...
@@ -145,7 +177,8 @@ class Store(Protocol):
     def forget(self, owner: Owner) -> dict[str, int]:
         """Erase all of an owner: the one true erasure.
 
-        Returns how many entries, versions, vectors, journal rows, messages and feedback are gone.
+        Returns how many entries, versions, vectors, journal rows, messages, feedback and records
+        are gone.
         """
         ...
 

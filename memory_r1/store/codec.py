@@ -13,7 +13,17 @@ from numpy.typing import ArrayLike
 
 from memory_r1.errors import StoreError
 from memory_r1.store import Vector
-from memory_r1.types import Entry, Feedback, JournalRow, Message, Owner, RowState, Turn, as_utc
+from memory_r1.types import (
+    Entry,
+    Feedback,
+    JournalRow,
+    Message,
+    Owner,
+    Record,
+    RowState,
+    Turn,
+    as_utc,
+)
 
 Json = dict[str, Any]
 
@@ -188,6 +198,11 @@ def feedback_from_json(fields: Json, owner: Owner) -> Feedback:
     return Feedback(owner=owner, at=_read(fields["at"]), used=tuple(fields["used"]), **given)
 
 
+def clean_record(record: Record) -> Record:
+    """The record with its moment in UTC and its body its own; StoreError when that isn't JSON."""
+    return replace(record, at=as_utc(record.at), body=_own(record.body, "the body of a record"))
+
+
 def clean_entry(entry: Entry, last_version: int) -> Entry:
     """The entry with its moments in UTC and its metadata its own; StoreError if it can't be put.
 
@@ -260,16 +275,16 @@ def line_of(versions: Sequence[Entry]) -> list[Entry]:
     return [*followed, *versions[-1:]]
 
 
-def _own(metadata: Mapping[str, Any]) -> Json:
+def _own(metadata: Mapping[str, Any], what: str = "metadata") -> Json:
     """A copy no caller can change, of what JSON gives back as it got it (no tuples, no NaN)."""
     given = dict(metadata)
     try:
         copy: Json = unpack(pack(given))
     except (TypeError, ValueError, RecursionError) as err:
-        raise StoreError(f"metadata must be JSON: {err}; got {given!r:.200}") from err
+        raise StoreError(f"{what} must be JSON: {err}; got {given!r:.200}") from err
     if copy != given:
         raise StoreError(
-            "metadata must read back from JSON as it was (string keys, lists not tuples); "
+            f"{what} must read back from JSON as it was (string keys, lists not tuples); "
             f"got {given!r:.200}"
         )
     return copy

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import datetime
 from typing import Final
 
 from memory_r1.errors import MissingExtra, StoreError, UnknownEntry
@@ -21,7 +22,17 @@ from memory_r1.store.index import Index, packed
 from memory_r1.store.postgres_schema import Row, read_vector
 from memory_r1.store.postgres_session import EVERYBODY, CachedIndex, Database, Session
 from memory_r1.store.ram import RamStore
-from memory_r1.types import Entry, Feedback, JournalRow, Message, MessageState, Owner, RowState
+from memory_r1.types import (
+    Entry,
+    Feedback,
+    JournalRow,
+    Message,
+    MessageState,
+    Owner,
+    Record,
+    RowState,
+    as_utc,
+)
 
 _TABLES: Final = ("heads", "versions", "journal", "messages", "feedback")
 _OF_OWNER: Final = "owner = (SELECT number FROM owners WHERE key = %s)"
@@ -58,7 +69,8 @@ _CHECKS: Final = {
 """What must not be found in a sound store, and how to look for it."""
 
 _META: Final = b"meta"
-"""What is nobody's, as a key beside the owners'."""
+_RECORDS: Final = b"records"
+"""What is nobody's, as keys beside the owners'."""
 
 _OWNED: Final = (
     "WITH known AS (SELECT number FROM owners WHERE key = %(key)s), new AS (INSERT INTO owners"
@@ -342,6 +354,54 @@ class PostgresStore:
                 (key, value),
             )
 
+    def put_record(self, record: Record, new: bool = False) -> bool:
+        """See Store.put_record."""
+        record = codec.clean_record(record)
+        owner = _key(record.owner) if record.owner else None
+        clash = "NOTHING" if new else "UPDATE SET at = excluded.at, owner = excluded.owner,"
+        with self._writing(_RECORDS):
+            return bool(
+                self._run(
+                    "INSERT INTO records (kind, key, at, owner, body) VALUES (%s, %s, %s, %s, %s)"
+                    f" ON CONFLICT (kind, key) DO {clash if new else clash + ' body = excluded.body'}"
+                    " RETURNING 1",
+                    (record.kind, record.key, record.at, owner, _pack(record.body)),
+                )
+            )
+
+    def record(self, kind: str, key: str) -> Record | None:
+        """See Store.record."""
+        found = self._kept("kind = %s AND key = %s", kind, key)
+        return found[0] if found else None
+
+    def records(self, kind: str) -> list[Record]:
+        """See Store.records."""
+        return self._kept("kind = %s ORDER BY key", kind)
+
+    def _kept(self, which: str, *values: object) -> list[Record]:
+        self._hold(_RECORDS)
+        rows = self._run(f"SELECT kind, key, at, owner, body FROM records WHERE {which}", values)
+        return [
+            Record(
+                *(kind, key, as_utc(at), codec.unpack(body)),
+                owner=codec.owner_of_key(owner) if owner is not None else None,
+            )
+            for kind, key, at, owner, body in rows
+        ]
+
+    def drop_records(
+        self, kind: str, *, key: str | None = None, before: datetime | None = None
+    ) -> int:
+        """See Store.drop_records."""
+        with self._writing(_RECORDS):
+            return len(
+                self._run(
+                    "DELETE FROM records WHERE kind = %s AND coalesce(key = %s, true)"
+                    " AND coalesce(at < %s, true) RETURNING 1",
+                    (kind, key, as_utc(before) if before else None),
+                )
+            )
+
     def owners(self, user_id: str | None = None) -> list[Owner]:
         """See Store.owners."""
         self._hold(EVERYBODY)
@@ -377,6 +437,8 @@ class PostgresStore:
                 gone = f"WITH gone AS (DELETE FROM {table} WHERE {_OF_OWNER} RETURNING *)"
                 ((counts[table],),) = self._run(f"{gone} SELECT {count} FROM gone", (key,))
             self._run("DELETE FROM owners WHERE key = %s", (key,))
+            kept = self._run("DELETE FROM records WHERE owner = %s RETURNING 1", (key,))
+            counts["records"] = len(kept)
             with self._guard:
                 self._indexes.drop(owner)
             with self._database.session() as session:
@@ -514,7 +576,7 @@ class PostgresStore:
                         ]
                         break
                     time.sleep(0.01)
-                self._run("VACUUM (INDEX_CLEANUP ON) owners, " + ", ".join(_TABLES))
+                self._run("VACUUM (INDEX_CLEANUP ON) owners, records, " + ", ".join(_TABLES))
             except StoreError as err:
                 said.append(str(err))
             finally:

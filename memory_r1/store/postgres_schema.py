@@ -124,7 +124,18 @@ def _first(connection: Connection) -> None:
         connection.execute(statement)
 
 
-MIGRATIONS: Sequence[Callable[[Connection], None]] = (_first,)
+def _second(connection: Connection) -> None:
+    """As in SQLite (schema.py)."""
+    for statement in (
+        'CREATE TABLE records (kind text NOT NULL, key text COLLATE "C" NOT NULL,'
+        " at timestamptz NOT NULL, owner bytea, body bytea NOT NULL, PRIMARY KEY (kind, key))",
+        "CREATE INDEX records_by_time ON records (kind, at)",
+        "CREATE INDEX records_by_owner ON records (owner) WHERE owner IS NOT NULL",
+    ):
+        connection.execute(statement)
+
+
+MIGRATIONS: Sequence[Callable[[Connection], None]] = (_first, _second)
 """Each takes the tables from the schema of its position to the next; applied once, never edited."""
 
 

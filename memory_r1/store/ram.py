@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from operator import attrgetter
 
 from memory_r1.errors import StoreError, UnknownEntry
@@ -14,13 +15,24 @@ from memory_r1.store.codec import (
     clean_entry,
     clean_feedback,
     clean_message,
+    clean_record,
     clean_row,
     clean_vector,
     line_of,
     same_state,
 )
 from memory_r1.store.index import Index
-from memory_r1.types import Entry, Feedback, JournalRow, Message, MessageState, Owner, RowState
+from memory_r1.types import (
+    Entry,
+    Feedback,
+    JournalRow,
+    Message,
+    MessageState,
+    Owner,
+    Record,
+    RowState,
+    as_utc,
+)
 
 _Line = tuple[tuple[Entry, Vector], ...]
 """The versions of one id."""
@@ -57,18 +69,20 @@ class RamStore:
         self._owned: dict[Owner, _Owned] = {}
         self._mine: set[Owner] = set()
         self._meta: dict[str, str] = {}
+        self._records: dict[tuple[str, str], Record] = {}
         self._lock = threading.RLock()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """See Store.transaction."""
         with self._lock:
-            before = self._owned, self._meta
+            before = self._owned, self._meta, self._records
             self._owned, self._meta, self._mine = self._owned.copy(), self._meta.copy(), set()
+            self._records = self._records.copy()
             try:
                 yield
             except BaseException:
-                self._owned, self._meta = before
+                self._owned, self._meta, self._records = before
                 self._mine = set()
                 raise
 
@@ -222,6 +236,42 @@ class RamStore:
         with self._lock:
             self._meta[key] = value
 
+    def put_record(self, record: Record, new: bool = False) -> bool:
+        """See Store.put_record."""
+        record = clean_record(record)
+        with self._lock:
+            if new and (record.kind, record.key) in self._records:
+                return False
+            self._records[record.kind, record.key] = record
+            return True
+
+    def record(self, kind: str, key: str) -> Record | None:
+        """See Store.record."""
+        with self._lock:
+            return self._records.get((kind, key))
+
+    def records(self, kind: str) -> list[Record]:
+        """See Store.records."""
+        with self._lock:
+            return [record for of, record in sorted(self._records.items()) if of[0] == kind]
+
+    def drop_records(
+        self, kind: str, *, key: str | None = None, before: datetime | None = None
+    ) -> int:
+        """See Store.drop_records."""
+        until = as_utc(before) if before else None
+        with self._lock:
+            gone = [
+                of
+                for of, record in self._records.items()
+                if of[0] == kind
+                and (key is None or of[1] == key)
+                and (until is None or record.at < until)
+            ]
+            for of in gone:
+                del self._records[of]
+            return len(gone)
+
     def owners(self, user_id: str | None = None) -> list[Owner]:
         """See Store.owners."""
         with self._lock:
@@ -241,6 +291,9 @@ class RamStore:
         with self._lock:
             self._mine.discard(owner)
             owned = self._owned.pop(owner, _Owned())
+            theirs = [of for of, record in self._records.items() if record.owner == owner]
+            for of in theirs:
+                del self._records[of]
         versions = sum(len(line) for line in owned.lines.values())
         return {
             "entries": len(owned.lines),
@@ -249,6 +302,7 @@ class RamStore:
             "journal": len(owned.journal),
             "messages": len(owned.messages),
             "feedback": len(owned.feedback),
+            "records": len(theirs),
         }
 
     def fork(self, owner: Owner | None = None) -> RamStore:

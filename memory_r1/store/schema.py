@@ -46,7 +46,19 @@ def _first(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
 
 
-MIGRATIONS: Sequence[Callable[[sqlite3.Connection], None]] = (_first,)
+def _second(connection: sqlite3.Connection) -> None:
+    """Records are found by their key; `owner` is the key of whose they are, not a number: keeping
+    one makes nobody an owner."""
+    for statement in (
+        "CREATE TABLE records (kind TEXT NOT NULL, key TEXT NOT NULL, at TEXT NOT NULL, owner,"
+        " body NOT NULL, PRIMARY KEY (kind, key)) WITHOUT ROWID",
+        "CREATE INDEX records_by_time ON records (kind, at)",
+        "CREATE INDEX records_by_owner ON records (owner) WHERE owner IS NOT NULL",
+    ):
+        connection.execute(statement)
+
+
+MIGRATIONS: Sequence[Callable[[sqlite3.Connection], None]] = (_first, _second)
 """Each takes a file from the schema of its position to the next; applied once, never edited."""
 
 

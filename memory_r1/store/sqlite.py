@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,17 @@ from memory_r1.store.cache import IndexCache
 from memory_r1.store.index import Index, packed
 from memory_r1.store.ram import RamStore
 from memory_r1.store.schema import connect, storage_errors
-from memory_r1.types import Entry, Feedback, JournalRow, Message, MessageState, Owner, RowState
+from memory_r1.types import (
+    Entry,
+    Feedback,
+    JournalRow,
+    Message,
+    MessageState,
+    Owner,
+    Record,
+    RowState,
+    as_utc,
+)
 
 Row = tuple[Any, ...]
 
@@ -326,6 +337,52 @@ class SqliteStore:
         with self._writing():
             self._run("INSERT OR REPLACE INTO meta VALUES (?, ?)", key, value)
 
+    def put_record(self, record: Record, new: bool = False) -> bool:
+        """See Store.put_record."""
+        record = codec.clean_record(record)
+        owner = codec.owner_key(record.owner) if record.owner else None
+        with self._writing():
+            return bool(
+                self._run(
+                    f"INSERT OR {'IGNORE' if new else 'REPLACE'} INTO records"
+                    " (kind, key, at, owner, body) VALUES (?, ?, ?, ?, ?) RETURNING 1",
+                    *(record.kind, record.key, record.at.isoformat(), owner),
+                    codec.pack(record.body),
+                )
+            )
+
+    def record(self, kind: str, key: str) -> Record | None:
+        """See Store.record."""
+        found = self._records("kind = ? AND key = ?", kind, key)
+        return found[0] if found else None
+
+    def records(self, kind: str) -> list[Record]:
+        """See Store.records."""
+        return self._records("kind = ? ORDER BY key", kind)
+
+    def _records(self, which: str, *values: object) -> list[Record]:
+        rows = self._run(f"SELECT kind, key, at, owner, body FROM records WHERE {which}", *values)
+        return [
+            Record(
+                *(kind, key, datetime.fromisoformat(at), codec.unpack(body)),
+                owner=codec.owner_of_key(owner) if owner is not None else None,
+            )
+            for kind, key, at, owner, body in rows
+        ]
+
+    def drop_records(
+        self, kind: str, *, key: str | None = None, before: datetime | None = None
+    ) -> int:
+        """See Store.drop_records."""
+        with self._writing():
+            return len(
+                self._run(
+                    "DELETE FROM records WHERE kind = ? AND coalesce(key = ?, true)"
+                    " AND coalesce(at < ?, true) RETURNING 1",
+                    *(kind, key, as_utc(before).isoformat() if before else None),
+                )
+            )
+
     def owners(self, user_id: str | None = None) -> list[Owner]:
         """See Store.owners."""
         of_user = () if user_id is None else (codec.pack(user_id),)
@@ -366,6 +423,8 @@ class SqliteStore:
             )
             for table in ("heads", "versions", "journal", "messages", "feedback"):
                 self._run(f"DELETE FROM {table} WHERE owner = ?", number)
+            gone = "DELETE FROM records WHERE owner = ? RETURNING 1"
+            counts["records"] = len(self._run(gone, codec.owner_key(owner)))
             self._run("DELETE FROM owners WHERE number = ?", number)
             self._indexes.drop(owner)
             self._wipe_log = True
