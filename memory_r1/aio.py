@@ -53,6 +53,8 @@ class AsyncMemory:
 
     add = _awaitable(Memory.add)
     flush = _awaitable(Memory.flush)
+    resume = _awaitable(Memory.resume)
+    message = _awaitable(Memory.message)
     retry = _awaitable(Memory.retry)
     search = _awaitable(Memory.search)
     context = _awaitable(Memory.context)
@@ -63,6 +65,7 @@ class AsyncMemory:
     delete = _awaitable(Memory.delete)
     history = _awaitable(Memory.history)
     journal = _awaitable(Memory.journal)
+    recent = _awaitable(Memory.recent)
     undo = _awaitable(Memory.undo)
     proposals = _awaitable(Memory.proposals)
     approve = _awaitable(Memory.approve)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, assert_never
 
 from memory_r1.embed import Embedder
-from memory_r1.errors import StoreError, UnknownEntry
+from memory_r1.errors import Conflict, StoreError, UnknownEntry
 from memory_r1.store import Index, Store, Vector, new_id
 from memory_r1.types import (
     NEVER,
@@ -190,7 +190,7 @@ class Bank:
     def approve(self, journal_id: str) -> JournalRow:
         """Do what was proposed, from now on; returns the row of the operation.
 
-        StoreError when the row is no waiting proposal, or its entry has been changed since.
+        Conflict when the row is no waiting proposal, or its entry has been changed since.
         """
         # A model may compute its vector: before the transaction, which keeps other writers waiting.
         wanted = self._proposal(journal_id).after
@@ -198,7 +198,7 @@ class Bank:
         with self.store.transaction():
             proposal = self._proposal(journal_id)
             if proposal.before != (self._known(proposal.entry_id)):
-                raise StoreError(
+                raise Conflict(
                     f"can't approve {proposal.op} {proposal.id}: entry {proposal.entry_id} has "
                     "been changed since it was proposed; reject it, and tell the fact again"
                 )
@@ -218,7 +218,7 @@ class Bank:
             return row
 
     def reject(self, journal_id: str) -> JournalRow:
-        """Leave undone what was proposed; returns the proposal. StoreError as for `approve`."""
+        """Leave undone what was proposed; returns the proposal. Conflict as for `approve`."""
         with self.store.transaction():
             proposal = self._proposal(journal_id)
             self.store.mark(self.owner, proposal.id, "rejected")
@@ -227,7 +227,7 @@ class Bank:
     def _proposal(self, journal_id: str) -> JournalRow:
         row = self.store.journal_row(self.owner, journal_id)
         if row.state != "proposed":
-            raise StoreError(
+            raise Conflict(
                 f"{row.op} {row.id} is {row.state}; only what is proposed can be approved or "
                 "rejected, see `proposals`"
             )
@@ -253,8 +253,8 @@ class Bank:
     def undo(self, journal_id: str) -> JournalRow:
         """Restore exactly what was before one operation; returns the UNDO row.
 
-        An UNDO row can be undone too. StoreError when the row is unknown, undone already, or
-        the entry has been changed since; the later operations have to be undone first.
+        An UNDO row can be undone too. UnknownRow; Conflict when it is undone already, or the
+        entry has been changed since: the later operations have to be undone first.
         """
         with self.store.transaction():
             row = self.store.journal_row(self.owner, journal_id)
@@ -364,9 +364,9 @@ class Bank:
     def _refuse_undo(self, row: JournalRow) -> None:
         """The entry must be as the operation left it: only then is its `before` what was before."""
         if row.undone:
-            raise StoreError(f"{row.op} {row.id} is undone already; undo its UNDO row to redo it")
+            raise Conflict(f"{row.op} {row.id} is undone already; undo its UNDO row to redo it")
         if row.state != "done":
-            raise StoreError(f"{row.op} {row.id} was {row.state}, not done: nothing to undo")
+            raise Conflict(f"{row.op} {row.id} was {row.state}, not done: nothing to undo")
         if row.op == "NOOP":
             return
         try:
@@ -376,7 +376,7 @@ class Bank:
         if now != row.after:
             rows = self.journal(row.entry_id)
             in_force = [later for later in rows if later.state == "done" and later.op != "NOOP"]
-            raise StoreError(
+            raise Conflict(
                 f"can't undo {row.op} {row.id}: entry {row.entry_id} has been changed since; first "
                 f"undo {in_force[-1].op} {in_force[-1].id} ({in_force[-1].at.isoformat()})"
             )

@@ -8,6 +8,8 @@ MemoryR1Error
 │   └── MalformedOps     ... of the Memory Manager
 ├── UnknownEntry         no such entry in the bank
 ├── StoreError           a store cannot be opened, read or written
+│   ├── UnknownRow       no such journal row or message
+│   └── Conflict         what was asked no longer fits what is there
 └── ModelUnavailable     a language model could not be reached or loaded
 """
 
@@ -52,6 +54,14 @@ class UnknownEntry(MemoryR1Error):
 
 class StoreError(MemoryR1Error):
     """A store cannot be opened, read or written."""
+
+
+class UnknownRow(StoreError):
+    """No such journal row or message."""
+
+
+class Conflict(StoreError):
+    """What was asked no longer fits what is there, e.g. the undo of what has been changed since."""
 
 
 class ModelUnavailable(MemoryR1Error):

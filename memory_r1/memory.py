@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import islice
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,9 +24,10 @@ from memory_r1.llm import LLM, Agents, drive
 from memory_r1.llm.open import open_agents
 from memory_r1.llm.prompting import tidy
 from memory_r1.outbox import Outbox
-from memory_r1.remember import AddResult, Usage, remember
+from memory_r1.remember import AddResult, FactResult, Usage, remember
 from memory_r1.respond import respond
 from memory_r1.store import Index, Store, new_id, open_store
+from memory_r1.store.ids import moved
 from memory_r1.types import (
     NEVER,
     Answer,
@@ -36,6 +39,7 @@ from memory_r1.types import (
     JournalRow,
     Message,
     Owner,
+    Record,
     Turn,
     Update,
 )
@@ -132,6 +136,7 @@ class Memory:
         infer: bool = True,
         wait: bool = True,
         dry_run: bool = False,
+        once: str = "",
     ) -> AddResult:
         """Remember what was said.
 
@@ -141,7 +146,9 @@ class Memory:
         expires: from when on what they tell is out of date and not found any more. infer: False
         keeps each message as one entry, word for word, and asks no model. wait: False returns as
         soon as the messages are safe, and processes them in the background; see `flush`.
-        dry_run: tell what would be done, and keep nothing.
+        dry_run: tell what would be done, and keep nothing. once: a name for this call; when the
+        same owner's call of this name is repeated, because its reply was lost, nothing is added
+        again, and the result tells what has become of the first.
         """
         bank = self.bank(user_id, agent_id, run_id)
         now = self._now()
@@ -165,6 +172,8 @@ class Memory:
         if wait:
             received = [self._outbox.claimed(message) for message in received]
         with self.store.transaction():
+            if once and (first := self._first_call(bank.owner, once, received)):
+                return self._became(bank.owner, first)
             for message in received:
                 self.store.add_message(message)
         if not wait:
@@ -174,6 +183,52 @@ class Memory:
         for message in received:
             result += self._outbox.process(message)
         return result
+
+    def _first_call(self, owner: Owner, once: str, received: Sequence[Message]) -> list[str]:
+        """The messages of the first call of this name; notes these, when this is the first."""
+        name = hashlib.sha256(repr((owner, once)).encode("utf-8", "replace")).hexdigest()
+        body = {"messages": [message.id for message in received]}
+        if self.store.put_record(Record("add", name, self._now(), body, owner), new=True):
+            return []
+        known = self.store.record("add", name)
+        return list(known.body["messages"]) if known else []
+
+    def _became(self, owner: Owner, message_ids: Sequence[str]) -> AddResult:
+        """What has become of messages by now."""
+        messages = [self.store.message(owner, message_id) for message_id in message_ids]
+        result = AddResult(
+            message_ids=tuple(message_ids),
+            pending=any(message.state in ("pending", "working") for message in messages),
+        )
+        for message in messages:
+            rows = self._rows_of(message)
+            result += AddResult(rows=rows, usage=Usage(**message.usage))
+            if message.state == "deferred":
+                fact = Fact(message.turn.text, message.turn.text)
+                told = FactResult(fact, "deferred", rows, message.error)
+                result += AddResult(facts=(told,))
+        return result
+
+    def _rows_of(self, message: Message) -> tuple[JournalRow, ...]:
+        """What a message led to: its rows are younger than itself, but for the clocks' errors."""
+        since = moved(message.id, -60)
+        rows = self.store.journal_page(message.owner, after=since)
+        return tuple(row for row in reversed(rows) if row.turn_id == message.id)
+
+    def message(
+        self, message_id: str, *, user_id: str, agent_id: str = "", run_id: str = ""
+    ) -> tuple[Message, tuple[JournalRow, ...]]:
+        """A message that was added, and the operations it has led to so far; UnknownRow."""
+        owner = self.bank(user_id, agent_id, run_id).owner
+        message = self.store.message(owner, message_id)
+        return message, self._rows_of(message)
+
+    def resume(self, deferred: bool = False) -> None:
+        """Process in the background what waits in the store, of every owner; see `flush`.
+
+        deferred: also what a model has failed at.
+        """
+        self._outbox.resume(deferred)
 
     def _redacted(self, turn: Turn) -> Turn:
         if not self.settings.redact:
@@ -332,24 +387,28 @@ class Memory:
         run_id: str = "",
         filters: Filters | None = None,
         superseded: bool = False,
+        newest: bool = False,
+        after: str = "",
         limit: int | None = None,
         offset: int = 0,
     ) -> Entries:
         """The current entries, oldest first; the superseded and expired ones too when asked.
 
-        filters: see `memory_r1.filters`. limit, offset: a page of them.
+        filters: see `memory_r1.filters`. newest: the newest first. after: only those that follow
+        the entry of this id, which need not be there any more. limit, offset: a page of them.
         """
         if offset < 0 or (limit is not None and limit < 0):
             raise ConfigError(f"limit is {limit}, offset {offset}; expected numbers from 0")
         bank = self.bank(user_id, agent_id, run_id)
         wanted, now = predicate(filters), bank.now()
-        found = [
+        entries = _every(bank, newest, after) if superseded else _current(bank, newest, after)
+        found = (
             entry
-            for entry in bank.entries(superseded)
+            for entry in entries
             if (superseded or entry.expires is None or entry.expires > now)
             and (wanted is None or wanted(entry))
-        ]
-        return found[offset : None if limit is None else offset + limit]
+        )
+        return list(islice(found, offset, None if limit is None else offset + limit))
 
     # Correct
 
@@ -409,6 +468,20 @@ class Memory:
         """Every operation with its reason, in order; of one entry when asked."""
         owner = self.bank(user_id, agent_id, run_id).owner
         return self.store.journal(owner, entry_id)
+
+    def recent(
+        self,
+        *,
+        user_id: str,
+        agent_id: str = "",
+        run_id: str = "",
+        before: str = "",
+        limit: int = 50,
+    ) -> Rows:
+        """The last operations, the latest first; before: those that came before the row of this
+        id."""
+        owner = self.bank(user_id, agent_id, run_id).owner
+        return self.store.journal_page(owner, before=before, limit=limit)
 
     def undo(
         self,
@@ -524,6 +597,24 @@ def _owner(user_id: str, agent_id: str, run_id: str) -> Owner:
     if not user_id:
         raise ConfigError("whose memory? Expected user_id to be a name, got ''")
     return Owner(user_id, agent_id, run_id)
+
+
+def _current(bank: Bank, newest: bool, after: str) -> Iterator[Entry]:
+    """Read one by one: a page of many entries doesn't read the others."""
+    index = bank.index
+    here = index.place(after) if after else -1
+    if newest:
+        rows = range((here if after else len(index)) - 1, -1, -1)
+    else:
+        rows = range(here + (after in index), len(index)) if after else range(len(index))
+    return map(index.entry, rows)
+
+
+def _every(bank: Bank, newest: bool, after: str) -> Iterator[Entry]:
+    entries = bank.entries(superseded=True)
+    for entry in reversed(entries) if newest else entries:
+        if not after or (entry.id < after if newest else entry.id > after):
+            yield entry
 
 
 def _verbatim(turn: Turn) -> list[Fact]:

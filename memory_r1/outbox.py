@@ -73,16 +73,23 @@ class Outbox:
 
     def submit(self, owner: Owner) -> None:
         """Process an owner's messages in the background, after those submitted before."""
+        if self._thread is None:
+            self.resume()  # a process may have died
         with self._lock:
-            if self._thread is None:
-                self._thread = ThreadPoolExecutor(1, thread_name_prefix="memory-r1-outbox")
-                for other in self._store.waiting():  # a process may have died
-                    self._start(self._thread, other)
-            self._start(self._thread, owner)
+            self._start(owner)
 
-    def _start(self, thread: ThreadPoolExecutor, owner: Owner) -> None:
+    def resume(self, deferred: bool = False) -> None:
+        """Process in the background whatever waits; what was deferred too when asked."""
+        owners = self._store.waiting()
+        with self._lock:
+            for owner in owners:
+                self._start(owner, deferred)
+
+    def _start(self, owner: Owner, deferred: bool = False) -> None:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="memory-r1-outbox")
         self._submitted = {future for future in self._submitted if not future.done()}
-        future = thread.submit(self.drain, owner)
+        future = self._thread.submit(self.drain, owner, deferred)
         future.add_done_callback(_report)
         self._submitted.add(future)
 

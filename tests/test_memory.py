@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from memory_r1 import Memory
-from memory_r1.errors import ConfigError, ModelUnavailable, StoreError, UnknownEntry
+from memory_r1.errors import ConfigError, ModelUnavailable, StoreError, UnknownEntry, UnknownRow
 from memory_r1.llm import Agents, ScriptedLLM, drive
 from memory_r1.remember import remember
 from memory_r1.respond import respond
@@ -332,3 +332,69 @@ def test_importing_costs_nothing_and_needs_no_torch():
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_call_repeated_under_its_name_adds_nothing_again(memory):
+    rules = memory()
+    first = rules.add("I have a dog", user_id="mia", once="call 1")
+    again = rules.add("I have a dog", user_id="mia", once="call 1")
+    assert again.message_ids == first.message_ids and again.rows == first.rows and again.complete
+    assert len(rules.store.messages(Owner("mia"))) == 1
+    rules.add("I have a dog", user_id="ben", once="call 1")  # another owner's call
+    assert len(rules.list(user_id="ben")) == 1
+    rules.add("I have a cat", user_id="mia", once="call 2")
+    assert len(rules.list(user_id="mia")) == 2
+
+
+def test_a_repeated_call_tells_what_was_deferred(memory):
+    broken = memory("no JSON", "no JSON")
+    assert not broken.add("I have a dog", user_id="mia", once="c").complete
+    again = broken.add("I have a dog", user_id="mia", once="c")
+    assert [fact.status for fact in again.facts] == ["deferred"] and again.facts[0].error
+
+
+def test_a_page_goes_on_after_the_last_entry_of_the_one_before(memory):
+    rules = memory()
+    for n in range(7):
+        rules.add(f"Fact number {n}", user_id="mia")
+    every = rules.list(user_id="mia")
+    for superseded in (False, True):
+        page = {"user_id": "mia", "superseded": superseded}
+        assert rules.list(**page, limit=3) == every[:3]
+        assert rules.list(**page, limit=3, after=every[2].id) == every[3:6]
+        assert rules.list(**page, newest=True, limit=2) == every[:-3:-1]
+        assert rules.list(**page, newest=True, after=every[2].id) == every[1::-1]
+    rules.undo(every[2].id, user_id="mia")  # what the page ended with is gone meanwhile
+    assert rules.list(user_id="mia", after=every[2].id, limit=2) == every[3:5]
+    assert rules.list(user_id="mia", newest=True, after=every[2].id) == every[1::-1]
+
+
+def test_a_message_tells_what_it_has_led_to(memory):
+    rules = memory()
+    said = [{"role": "user", "content": f"I have a {pet}"} for pet in ("dog", "cat")]
+    result = rules.add(said, user_id="mia")
+    message, rows = rules.message(result.message_ids[1], user_id="mia")
+    assert message.turn.text == "I have a cat" and message.state == "done"
+    assert rows == result.rows[1:]
+    with pytest.raises(UnknownRow):
+        rules.message(result.message_ids[1], user_id="ben")
+
+
+def test_the_latest_operations_come_first_and_page_by_page(memory):
+    rules = memory()
+    for n in range(5):
+        rules.add(f"Fact number {n}", user_id="mia")
+    rows = rules.journal(user_id="mia")[::-1]
+    assert rules.recent(user_id="mia", limit=2) == rows[:2]
+    assert rules.recent(user_id="mia", limit=9, before=rows[1].id) == rows[2:]
+
+
+def test_what_waits_is_processed_after_a_restart(memory):
+    rules = memory()
+    rules._outbox.submit = lambda owner: None  # as if it was killed before it began
+    rules.add("I have a dog", user_id="mia", wait=False)
+    assert states(rules) == [("pending", "")]
+    after = memory()
+    after.resume()
+    after.flush()
+    assert texts(after) == ["[7 May 2023] user: I have a dog"] and states(after) == [("done", "")]

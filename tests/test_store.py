@@ -432,6 +432,18 @@ def test_meta_is_set_and_set_again(store):
     assert store.get_meta("embedder") == "two"
 
 
+def test_a_page_of_the_journal_lies_between_two_ids(store):
+    for name in "adcb":
+        store.add_journal(row(name, "e"))
+    store.add_journal(row("c", "e", BEN))
+
+    def page(**bounds):
+        return "".join(found.id for found in store.journal_page(ANNA, **bounds))
+
+    assert page() == "dcba" and page(limit=2) == "dc" and page(limit=0) == ""
+    assert page(before="c") == "ba" and page(after="a", before="d", limit=1) == "c"
+
+
 def test_a_record_is_kept_by_its_kind_and_key(store):
     first = Record("reply", "k", NOON, {"status": 201, "text": "\0 \ud83d"})
     assert store.record("reply", "k") is None

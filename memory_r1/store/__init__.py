@@ -93,11 +93,11 @@ class Store(Protocol):
         ...
 
     def message(self, owner: Owner, message_id: str) -> Message:
-        """One message. StoreError if not here."""
+        """One message. UnknownRow if not here."""
         ...
 
     def set_message(self, message: Message, was: Message | None = None) -> bool:
-        """Replace the message of this id. StoreError if not here.
+        """Replace the message of this id. UnknownRow if not here.
 
         was: only if it is still in this one's state since the same moment; else nothing is
         written and the result is False. That is how one of several processes claims a message.
@@ -116,12 +116,18 @@ class Store(Protocol):
         """The journal, in the order it was written; of one entry when asked."""
         ...
 
+    def journal_page(
+        self, owner: Owner, *, after: str = "", before: str = "", limit: int | None = None
+    ) -> list[JournalRow]:
+        """The rows with ids between two, those with the highest ids first; "": no bound."""
+        ...
+
     def journal_row(self, owner: Owner, journal_id: str) -> JournalRow:
-        """One row of the journal. StoreError if not here."""
+        """One row of the journal. UnknownRow if not here."""
         ...
 
     def mark(self, owner: Owner, journal_id: str, state: RowState) -> None:
-        """Note what became of a row. StoreError if not here."""
+        """Note what became of a row. UnknownRow if not here."""
         ...
 
     def add_feedback(self, feedback: Feedback) -> None:

@@ -30,6 +30,12 @@ def new_id() -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
+def moved(made: str, seconds: float) -> str:
+    """The lowest id of the moment so many seconds after (below 0: before) an id was made."""
+    millisecond = max(0, int(made.replace("-", "")[:12], 16) + round(seconds * 1000))
+    return f"{millisecond:012x}"[:8] + "-" + f"{millisecond:012x}"[8:12]
+
+
 def _forget_last() -> None:
     """A forked child would otherwise count on from its parent's number, as the parent does."""
     global _lock, _last_millisecond

@@ -133,6 +133,10 @@ class Index:
         """The entry of a row."""
         return self._slots.entry(self._slot(row))
 
+    def place(self, entry_id: str) -> int:
+        """The row of an id, or the one it would have."""
+        return self._find(entry_id)[0]
+
     @property
     def entries(self) -> list[Entry]:
         """All entries, oldest first; the rows of every column below."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from typing import Final
 
-from memory_r1.errors import MissingExtra, StoreError, UnknownEntry
+from memory_r1.errors import MissingExtra, StoreError, UnknownEntry, UnknownRow
 
 try:
     from psycopg.errors import Diagnostic
@@ -256,7 +256,7 @@ class PostgresStore:
             owner, f"SELECT body FROM messages WHERE {_OF_OWNER} AND id = %s", message_id
         )
         if not rows:
-            raise StoreError(f"no message {message_id!r} of {owner}")
+            raise UnknownRow(f"no message {message_id!r} of {owner}")
         return codec.message_from_json(codec.unpack(rows[0][0]), owner)
 
     def set_message(self, message: Message, was: Message | None = None) -> bool:
@@ -304,13 +304,25 @@ class PostgresStore:
         )
         return [codec.journal_from_json(codec.unpack(body), owner, state) for body, state in rows]
 
+    def journal_page(
+        self, owner: Owner, *, after: str = "", before: str = "", limit: int | None = None
+    ) -> list[JournalRow]:
+        """See Store.journal_page."""
+        rows = self._of(
+            owner,
+            f"SELECT body, state FROM journal WHERE {_OF_OWNER} AND id > %s"
+            f"{' AND id < %s' if before else ''} ORDER BY id DESC LIMIT %s",
+            *(after, *((before,) if before else ()), limit),
+        )
+        return [codec.journal_from_json(codec.unpack(body), owner, state) for body, state in rows]
+
     def journal_row(self, owner: Owner, journal_id: str) -> JournalRow:
         """See Store.journal_row."""
         rows = self._of(
             owner, f"SELECT body, state FROM journal WHERE {_OF_OWNER} AND id = %s", journal_id
         )
         if not rows:
-            raise StoreError(f"no journal row {journal_id!r} of {owner}")
+            raise UnknownRow(f"no journal row {journal_id!r} of {owner}")
         return codec.journal_from_json(codec.unpack(rows[0][0]), owner, rows[0][1])
 
     def mark(self, owner: Owner, journal_id: str, state: RowState) -> None:
@@ -322,7 +334,7 @@ class PostgresStore:
                 (state, key, journal_id),
             )
             if not marked:
-                raise StoreError(f"no journal row {journal_id!r} of {owner}")
+                raise UnknownRow(f"no journal row {journal_id!r} of {owner}")
 
     def add_feedback(self, feedback: Feedback) -> None:
         """See Store.add_feedback."""
@@ -358,12 +370,12 @@ class PostgresStore:
         """See Store.put_record."""
         record = codec.clean_record(record)
         owner = _key(record.owner) if record.owner else None
-        clash = "NOTHING" if new else "UPDATE SET at = excluded.at, owner = excluded.owner,"
+        replaced = "UPDATE SET at = excluded.at, owner = excluded.owner, body = excluded.body"
         with self._writing(_RECORDS):
             return bool(
                 self._run(
                     "INSERT INTO records (kind, key, at, owner, body) VALUES (%s, %s, %s, %s, %s)"
-                    f" ON CONFLICT (kind, key) DO {clash if new else clash + ' body = excluded.body'}"
+                    f" ON CONFLICT (kind, key) DO {'NOTHING' if new else replaced}"
                     " RETURNING 1",
                     (record.kind, record.key, record.at, owner, _pack(record.body)),
                 )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from operator import attrgetter
 
-from memory_r1.errors import StoreError, UnknownEntry
+from memory_r1.errors import StoreError, UnknownEntry, UnknownRow
 from memory_r1.store import Vector
 from memory_r1.store.codec import (
     clean_entry,
@@ -163,7 +163,7 @@ class RamStore:
         with self._lock:
             message = self._read(owner).messages.get(message_id)
         if message is None:
-            raise StoreError(f"no message {message_id!r} of {owner}")
+            raise UnknownRow(f"no message {message_id!r} of {owner}")
         return message
 
     def set_message(self, message: Message, was: Message | None = None) -> bool:
@@ -199,12 +199,23 @@ class RamStore:
             rows = self._read(owner).journal.values()
             return [row for row in rows if entry_id is None or row.entry_id == entry_id]
 
+    def journal_page(
+        self, owner: Owner, *, after: str = "", before: str = "", limit: int | None = None
+    ) -> list[JournalRow]:
+        """See Store.journal_page."""
+        with self._lock:
+            rows = self._read(owner).journal
+            ids = sorted(
+                (i for i in rows if after < i and (not before or i < before)), reverse=True
+            )
+            return [rows[i] for i in ids[:limit]]
+
     def journal_row(self, owner: Owner, journal_id: str) -> JournalRow:
         """See Store.journal_row."""
         with self._lock:
             row = self._read(owner).journal.get(journal_id)
         if row is None:
-            raise StoreError(f"no journal row {journal_id!r} of {owner}")
+            raise UnknownRow(f"no journal row {journal_id!r} of {owner}")
         return row
 
     def mark(self, owner: Owner, journal_id: str, state: RowState) -> None:

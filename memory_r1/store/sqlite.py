@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from memory_r1.errors import StoreError, UnknownEntry
+from memory_r1.errors import StoreError, UnknownEntry, UnknownRow
 from memory_r1.store import Vector, codec
 from memory_r1.store.cache import IndexCache
 from memory_r1.store.index import Index, packed
@@ -240,7 +240,7 @@ class SqliteStore:
             *(codec.owner_key(owner), message_id),
         )
         if not rows:
-            raise StoreError(f"no message {message_id!r} of {owner}")
+            raise UnknownRow(f"no message {message_id!r} of {owner}")
         return codec.message_from_json(codec.unpack(rows[0][0]), owner)
 
     def set_message(self, message: Message, was: Message | None = None) -> bool:
@@ -287,6 +287,19 @@ class SqliteStore:
         )
         return [codec.journal_from_json(codec.unpack(body), owner, state) for body, state in rows]
 
+    def journal_page(
+        self, owner: Owner, *, after: str = "", before: str = "", limit: int | None = None
+    ) -> list[JournalRow]:
+        """See Store.journal_page."""
+        rows = self._run(
+            "SELECT body, state FROM journal"
+            " WHERE owner = (SELECT number FROM owners WHERE key = ?) AND id > ?"
+            f"{' AND id < ?' if before else ''} ORDER BY id DESC LIMIT ?",
+            *(codec.owner_key(owner), after, *((before,) if before else ())),
+            -1 if limit is None else limit,
+        )
+        return [codec.journal_from_json(codec.unpack(body), owner, state) for body, state in rows]
+
     def journal_row(self, owner: Owner, journal_id: str) -> JournalRow:
         """See Store.journal_row."""
         rows = self._run(
@@ -295,7 +308,7 @@ class SqliteStore:
             *(codec.owner_key(owner), journal_id),
         )
         if not rows:
-            raise StoreError(f"no journal row {journal_id!r} of {owner}")
+            raise UnknownRow(f"no journal row {journal_id!r} of {owner}")
         return codec.journal_from_json(codec.unpack(rows[0][0]), owner, rows[0][1])
 
     def mark(self, owner: Owner, journal_id: str, state: RowState) -> None:
