@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,6 +43,9 @@ def train(
     tokens_per_second: Annotated[
         float | None, typer.Option(help="With --dry-run: the pace to reckon the hours with.")
     ] = None,
+    processes: Annotated[
+        int, typer.Option(help="Start so many, one per GPU; docs/several_gpus.md.", min=1)
+    ] = 1,
 ) -> None:
     """Train the Memory Manager, the Answer Agent or a model from nothing, as RUNFILE says.
 
@@ -58,16 +62,35 @@ def train(
         raise ConfigError("where to? Name the run folder with --out DIR, or ask with --dry-run")
     check_fits(run, gpu_gb)
     try:
+        from memory_r1.train import launch
         from memory_r1.train.learn import learn
+        from memory_r1.train.processes import joined
     except ImportError as error:
         raise MissingExtra("training", error.name or "torch", "train") from error
-    learned = learn(run, out, resume=resume, command=sys.argv)
+    if processes > 1:
+        raise typer.Exit(launch.start(processes, _without_processes(sys.argv[1:])))
+    with joined() as team:
+        learned = learn(run, out, resume=resume, command=sys.argv, processes=team)
+    if not team.first:
+        return
     if learned is not None and learned.after:
         before, after = (m.get("eval_em", 0.0) for m in (learned.before, learned.after))
         explain(f"held-out exact match: {before:.3f} before, {after:.3f} after")
     if run.engine == "verl" and not (out / "agents.json").exists():
         return  # written, to be launched where the GPUs are
     explain(f"the run is in {out}; play it with --llm {out} or --system {out}")
+
+
+def _without_processes(arguments: Sequence[str]) -> list[str]:
+    """The command line that each process is started with."""
+    kept: list[str] = []
+    given = iter(arguments)
+    for argument in given:
+        if argument == "--processes":
+            next(given, None)
+        elif not argument.startswith("--processes="):
+            kept.append(argument)
+    return kept
 
 
 def _dry_run(run: Run, gpu_gb: float | None, tokens_per_second: float | None) -> None:
