@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Callable
 
@@ -43,6 +44,8 @@ def run(memory: Memory, settings: Serving, say: Callable[[str], None]) -> None:
             if keys
             else "no API keys are in use: open to all on this machine"
         )
+        # uvicorn raises a signal again when it has stopped for it; that end is a good one.
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
         uvicorn.Server(config).run(sockets=[listener])
 
 
