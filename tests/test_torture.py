@@ -8,9 +8,11 @@ import pytest
 
 pytest.importorskip("psutil")
 
-from torture import hostile, kills, races, servers  # noqa: E402
+from torture import fuzz, hostile, injection, kills, races, servers  # noqa: E402
 from torture.made import Figures, memory, turn_of, verify  # noqa: E402
 
+from memory_r1 import extract  # noqa: E402
+from memory_r1.llm.open import open_agents  # noqa: E402
 from memory_r1.store.sqlite import SqliteStore  # noqa: E402
 
 pytestmark = [
@@ -76,7 +78,37 @@ def test_hostile_replies_do_no_harm_and_are_all_accounted_for(style, seed):
     assert fates == counts["outputs"] and counts["applied"] and counts["deferred"]
 
 
+def test_stored_texts_stand_in_prompts_as_one_quoted_line():
+    assert len(injection.ATTACKS) >= 60 and len(set(injection.ATTACKS)) == len(injection.ATTACKS)
+    figures = injection.in_quotes()
+    assert figures.counts["prompts"] >= 8 * 60 and not figures.wrong
+
+
+def test_what_an_obedient_model_is_led_to_was_shown_to_it_and_can_be_undone():
+    figures = injection.swayed(injection.obedient(), injection.ATTACKS)
+    assert figures.counts["changed"] >= 10 and not figures.wrong
+
+
+@pytest.mark.slow
+def test_what_the_bundled_model_is_led_to_was_shown_to_it_and_can_be_undone():
+    assert not injection.swayed(open_agents("tiny"), injection.ATTACKS[::4]).wrong
+
+
+@pytest.mark.parametrize("target", fuzz.TARGETS)
+def test_what_fuzzing_has_found_is_read_or_refused(target):
+    files = sorted((fuzz.CORPUS / target).iterdir())
+    assert files
+    for file in files:
+        fuzz.TARGETS[target](file.read_bytes())
+
+
 # That it would notice
+
+
+def test_a_text_outside_its_quotes_is_noticed(monkeypatch):
+    shown = extract.quoted
+    monkeypatch.setattr(extract, "quoted", lambda text: shown(text) + text[:20])
+    assert any("outside its quotes" in line for line in injection.in_quotes().wrong)
 
 
 def test_a_store_whose_transactions_are_none_is_noticed(monkeypatch):

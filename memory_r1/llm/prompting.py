@@ -25,6 +25,7 @@ MONTHS = (
 )
 """English whatever the locale, so that the same memory gives the same prompt everywhere."""
 _LABEL = re.compile(r"<s([0-9]{1,4})>")
+_MARK = re.compile(r"\[(?=/?[A-Z][A-Z_]*\])")
 _CONTROL = dict.fromkeys([*range(32), *range(127, 160)], " ")
 _BRACKETS, _LOOKALIKES = "<>", "‹›"
 _RELATIVE_DAYS = {
@@ -51,8 +52,12 @@ def tidy(text: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """The text as a JSON string on one line; `<` is escaped, so no chat marker survives in it."""
-    return json.dumps(tidy(text), ensure_ascii=False).replace("<", "\\u003c")
+    """The text as a JSON string on one line, in which no chat marker survives.
+
+    Tokenizers read `<|im_end|>` or `[INST]` in any text as the marks of a role.
+    """
+    line = json.dumps(tidy(text), ensure_ascii=False).replace("<", "\\u003c")
+    return _MARK.sub(r"\\u005b", line)
 
 
 def plain(text: str) -> str:

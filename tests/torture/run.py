@@ -19,7 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from torture import hostile, kills, races, servers  # noqa: E402
+from memory_r1.llm.open import open_agents  # noqa: E402
+from torture import hostile, injection, kills, races, servers  # noqa: E402
 from torture.made import Figures  # noqa: E402
 
 Torture = Callable[[float, int], dict[str, Figures]]
@@ -72,6 +73,21 @@ def hostile_models(scale: float, seed: int) -> dict[str, Figures]:
     }
 
 
+def injections(scale: float, seed: int) -> dict[str, Figures]:
+    """Stored texts that try to act; harmless ones beside them."""
+    told = injection.ATTACKS[: _times(scale, len(injection.ATTACKS))]
+    news = injection.HARMLESS[: _times(scale, len(injection.HARMLESS))]
+    tiny = open_agents("tiny")
+    return {
+        "prompts": injection.in_quotes(told),
+        "an obedient model": injection.swayed(injection.obedient(), told),
+        "tiny, told attacks": injection.swayed(tiny, told),
+        "tiny, told harmless news": injection.swayed(tiny, news),
+        "tiny, answers among attacks": injection.answers_swayed("tiny", told),
+        "tiny, answers among harmless news": injection.answers_swayed("tiny", news),
+    }
+
+
 TORTURES: Mapping[str, Torture] = {
     "sqlite-kills": sqlite_kills,
     "postgres-kills": postgres_kills,
@@ -79,6 +95,7 @@ TORTURES: Mapping[str, Torture] = {
     "sqlite-races": sqlite_races,
     "postgres-races": postgres_races,
     "hostile-models": hostile_models,
+    "injection": injections,
 }
 
 
