@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -19,6 +19,8 @@ Predicate = Callable[[Entry], bool]
 
 FIELDS = ("id", "text", "speaker", "said", "stored", "expires", "version")
 """What a filter can name beside metadata; metadata of the same name is not looked at."""
+DEEPEST = 50
+"""Levels of nesting that metadata and filters may have."""
 _MISSING = object()
 
 
@@ -31,7 +33,26 @@ def predicate(filters: Filters | None) -> Predicate | None:
     """
     if not filters:
         return None
+    check_depth(filters, "a filter")
     return _all(filters)
+
+
+def check_depth(value: object, what: str) -> None:
+    """ConfigError for what is nested so deeply that a reader of it could run out of stack."""
+    layer = [value]
+    for _ in range(DEEPEST):
+        layer = [inner for outer in layer for inner in _inside(outer)]
+    if layer:
+        raise ConfigError(f"{what} is nested more than {DEEPEST} deep")
+
+
+def _inside(value: object) -> Iterable[object]:
+    match value:
+        case Mapping():
+            return value.values()
+        case list() | tuple():
+            return value
+    return ()
 
 
 def _all(filters: object) -> Predicate:

@@ -19,7 +19,7 @@ from memory_r1.bank import Bank
 from memory_r1.embed import Embedder, open_embedder
 from memory_r1.errors import ConfigError
 from memory_r1.extract import Messages, Moment
-from memory_r1.filters import Filters, Predicate, predicate
+from memory_r1.filters import Filters, Predicate, check_depth, predicate
 from memory_r1.llm import LLM, Agents, drive
 from memory_r1.llm.open import open_agents
 from memory_r1.llm.prompting import tidy
@@ -95,6 +95,8 @@ class Memory:
         self.embedder: Embedder = embedder
         self.store = open_store(store) if isinstance(store, str | os.PathLike) else store
         self._now = now
+        self.watch: Callable[[AddResult], None] = lambda result: None
+        """Called with what each message came to, also in the background."""
         self._recent: dict[Owner, deque[Turn]] = {}
         self._outbox = Outbox(self.store, now, self._remember)
 
@@ -173,7 +175,7 @@ class Memory:
             received = [self._outbox.claimed(message) for message in received]
         with self.store.transaction():
             if once and (first := self._first_call(bank.owner, once, received)):
-                return self._became(bank.owner, first)
+                return self._became(bank.owner, first, rows=wait)
             for message in received:
                 self.store.add_message(message)
         if not wait:
@@ -193,19 +195,19 @@ class Memory:
         known = self.store.record("add", name)
         return list(known.body["messages"]) if known else []
 
-    def _became(self, owner: Owner, message_ids: Sequence[str]) -> AddResult:
-        """What has become of messages by now."""
+    def _became(self, owner: Owner, message_ids: Sequence[str], rows: bool) -> AddResult:
+        """What has become of messages by now; rows: look up what they led to as well."""
         messages = [self.store.message(owner, message_id) for message_id in message_ids]
         result = AddResult(
             message_ids=tuple(message_ids),
             pending=any(message.state in ("pending", "working") for message in messages),
         )
         for message in messages:
-            rows = self._rows_of(message)
-            result += AddResult(rows=rows, usage=Usage(**message.usage))
+            led_to = self._rows_of(message) if rows else ()
+            result += AddResult(rows=led_to, usage=Usage(**message.usage))
             if message.state == "deferred":
                 fact = Fact(message.turn.text, message.turn.text)
-                told = FactResult(fact, "deferred", rows, message.error)
+                told = FactResult(fact, "deferred", led_to, message.error)
                 result += AddResult(facts=(told,))
         return result
 
@@ -239,7 +241,9 @@ class Memory:
     def _remember(self, message: Message) -> AddResult:
         """Process a claimed message."""
         bank = Bank(self.store, self.embedder, message.owner, now=self._now)
-        return self._processed(bank, message, stored=True)
+        result = self._processed(bank, message, stored=True)
+        self.watch(result)
+        return result
 
     def _processed(self, bank: Bank, message: Message, stored: bool) -> AddResult:
         recent = self._recent.setdefault(bank.owner, deque(maxlen=self.settings.context))
@@ -628,6 +632,7 @@ def _index_of(bank: Bank, entries: Entries) -> Index:
 
 def _json(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The metadata as JSON will give it back; ConfigError when it can't."""
+    check_depth(metadata, "metadata")
     try:
         kept: dict[str, Any] = json.loads(json.dumps(dict(metadata), allow_nan=False))
         return kept

@@ -20,6 +20,8 @@ from memory_r1.types import Message, MessageState, Owner
 
 LEASE = timedelta(minutes=10)
 """How long a claim holds: longer than a model may take for one turn."""
+AGAIN = 1.0
+"""Seconds until a background drain that somebody else held up looks again."""
 
 
 class Outbox:
@@ -34,7 +36,9 @@ class Outbox:
         self._store, self._now, self._process = store, now, process
         self._thread: ThreadPoolExecutor | None = None
         self._submitted: set[Future[AddResult]] = set()
-        self._lock = threading.Lock()  # of the two above
+        self._held_up: set[Owner] = set()
+        self._closed = False
+        self._lock = threading.Lock()  # of the four above
 
     def claimed(self, message: Message) -> Message:
         """The message, marked as being processed from now on."""
@@ -89,14 +93,33 @@ class Outbox:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="memory-r1-outbox")
         self._submitted = {future for future in self._submitted if not future.done()}
-        future = self._thread.submit(self.drain, owner, deferred)
+        future = self._thread.submit(self._drain_all, owner, deferred)
         future.add_done_callback(_report)
         self._submitted.add(future)
+
+    def _drain_all(self, owner: Owner, deferred: bool) -> AddResult:
+        """Drain; what somebody else's work held up is looked at again in a moment."""
+        done = self.drain(owner, deferred)
+        if any(self._store.messages(owner, state) for state in ("pending", "working")):
+            with self._lock:
+                if owner not in self._held_up:
+                    self._held_up.add(owner)
+                    timer = threading.Timer(AGAIN, self._look_again, (owner,))
+                    timer.daemon = True
+                    timer.start()
+        return done
+
+    def _look_again(self, owner: Owner) -> None:
+        with self._lock:
+            self._held_up.discard(owner)
+            if not self._closed:
+                self._start(owner)
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until everything submitted has been processed; raises what went wrong on the way.
 
-        timeout: seconds; StoreError when it isn't done by then.
+        What stands behind a message that somebody else is working on is not waited for. timeout:
+        seconds; StoreError when it isn't done by then.
         """
         with self._lock:
             submitted = set(self._submitted)
@@ -110,6 +133,8 @@ class Outbox:
 
     def close(self) -> None:
         """Finish the message in hand; the others stay in the store and wait."""
+        with self._lock:
+            self._closed = True
         if self._thread is not None:
             self._thread.shutdown(wait=True, cancel_futures=True)
             self._thread = None

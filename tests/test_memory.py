@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+import threading
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from memory_r1 import Memory
+from memory_r1 import Memory, outbox
 from memory_r1.errors import ConfigError, ModelUnavailable, StoreError, UnknownEntry, UnknownRow
 from memory_r1.llm import Agents, ScriptedLLM, drive
 from memory_r1.remember import remember
@@ -398,3 +400,52 @@ def test_what_waits_is_processed_after_a_restart(memory):
     after.resume()
     after.flush()
     assert texts(after) == ["[7 May 2023] user: I have a dog"] and states(after) == [("done", "")]
+
+
+def test_a_background_add_goes_on_when_what_held_it_up_is_done(memory, monkeypatch):
+    monkeypatch.setattr(outbox, "AGAIN", 0.01)
+    started, go = threading.Event(), threading.Event()
+
+    def slow(prompt):
+        started.set()
+        go.wait(10)
+        return '{"facts": []}'
+
+    held = Memory("ram:", llm=ScriptedLLM(slow))
+    first = threading.Thread(target=lambda: held.add("first", user_id="mia"))
+    first.start()
+    started.wait(10)
+    held.add("second", user_id="mia", wait=False)
+    time.sleep(0.1)
+    assert {message.state for message in held.store.messages(Owner("mia"))} == {
+        "working",
+        "pending",
+    }
+    go.set()
+    first.join()
+    deadline = time.monotonic() + 10
+    while held.store.waiting():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    held.close()
+
+
+def test_what_is_nested_too_deeply_is_refused(memory):
+    deep = {}
+    for _ in range(1000):
+        deep = {"AND": [deep]}
+    for call in (
+        lambda: memory().add("x", user_id="mia", metadata=deep),
+        lambda: memory().search("x", user_id="mia", filters=deep),
+    ):
+        with pytest.raises(ConfigError, match="nested more than 50 deep"):
+            call()
+
+
+def test_what_a_message_came_to_can_be_watched(memory):
+    rules, seen = memory(), []
+    rules.watch = seen.append
+    rules.add("I have a dog", user_id="mia")
+    rules.add("I have a cat", user_id="mia", wait=False)
+    rules.flush()
+    assert [row.op for result in seen for row in result.rows] == ["ADD", "ADD"]
