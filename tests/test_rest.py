@@ -422,13 +422,15 @@ def test_a_key_says_nothing_of_another_keys_replies(guarded):
 
 def test_wrong_keys_are_slowed_down():
     memory = Memory("ram:")
-    _, right = Keys(memory.store).create("one")
+    _, key = Keys(memory.store).create("one")
     with serving(memory) as url:
         wrong = [
             httpx.get(f"{url}/v1/owners", headers={"X-API-Key": f"mr1_00000000_{n}"}).status_code
             for n in range(25)
         ]
         assert wrong[0] == 401 and wrong[-1] == 429
+        right = httpx.get(f"{url}/v1/owners", headers={"X-API-Key": key})
+        assert right.status_code == 200
         assert httpx.get(f"{url}/healthz").status_code == 200
 
 
@@ -460,6 +462,11 @@ def test_a_page_of_another_site_changes_nothing_here(url):
     rebound = httpx.get(f"{url}/v1/owners", headers={"Host": "evil.example"})
     assert rebound.status_code == 403 and "localhost" in rebound.json()["detail"]
     assert httpx.post(f"{url}/v1/memories", json=body, headers={"Origin": url}).status_code == 200
+    for host in ("[::1", "", "localhost.evil.example", "127.0.0.1.evil.example"):
+        assert httpx.get(f"{url}/v1/owners", headers={"Host": host}).status_code in (400, 403)
+    with serving(Memory("ram:"), names=("memory.example",)) as known:
+        headers = {"Host": "memory.example"}
+        assert httpx.get(f"{known}/v1/owners", headers=headers).status_code == 200
     plain = httpx.post(f"{url}/v1/memories", content=json.dumps(body))  # as a form could send it
     assert plain.status_code == 422
 
@@ -490,3 +497,4 @@ def test_metrics_name_routes_and_no_ids(api, user):
     text = api.get("/metrics").text
     assert 'memory_r1_operations_total{op="ADD"}' in text
     assert 'route="/v1/memories/{entry_id}"' in text and entry not in text
+    assert "memory_r1_waiting_owners 0.0" in text

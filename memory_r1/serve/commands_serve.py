@@ -18,7 +18,7 @@ from memory_r1.serve.console import (
     explain,
     open_memory,
 )
-from memory_r1.serve.server.settings import Remembered, Serving
+from memory_r1.serve.server.settings import Placed, Remembered, Serving
 from memory_r1.types import Policy
 
 if TYPE_CHECKING:
@@ -40,6 +40,10 @@ def serve(
     llm: Llm = DEFAULT_LLM,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, help="0: any that is free.")] = 8700,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(help="Another name it is reached by, through a proxy on this machine."),
+    ] = None,
     upstream: Annotated[
         str,
         typer.Option(
@@ -55,6 +59,13 @@ def serve(
         Remembered, typer.Option(help="Whose words of a chat are remembered: user, both or none.")
     ] = "user",
     k: Annotated[int, typer.Option("--k", min=1, help="Memories that are added to a chat.")] = 10,
+    place: Annotated[
+        Placed,
+        typer.Option(
+            help="As what: a system message, or a part of the user's, for models that take a "
+            "system message only at the beginning."
+        ),
+    ] = "system",
     policy: Annotated[Policy, typer.Option(help="Which operations wait for approval.")] = "auto",
     max_body: Annotated[int, typer.Option(min=1, help="Bytes of one request.")] = 4_194_304,
     rate: Annotated[
@@ -76,10 +87,12 @@ def serve(
     settings = Serving(
         host=host,
         port=port,
+        names=tuple(name or ()),
         upstream=upstream,
         upstream_key=upstream_key,
         remember=remember,
         k=k,
+        place=place,
         max_body=max_body,
         rate=rate,
         retry_every=retry_every,

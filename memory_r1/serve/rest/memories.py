@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
+from pydantic import TypeAdapter, ValidationError
 
 from memory_r1.errors import ConfigError
+from memory_r1.filters import DEEPEST
 from memory_r1.serve.rest.once import MayRepeat
 from memory_r1.serve.rest.shapes import (
     Added,
@@ -21,6 +22,7 @@ from memory_r1.serve.rest.shapes import (
     HistoryShape,
     Hits,
     HitShape,
+    Json,
     Recalling,
     RowShape,
     Searching,
@@ -30,10 +32,11 @@ from memory_r1.serve.server.reply import Reply
 from memory_r1.serve.server.service import Calls, Serves, Whose, ids
 from memory_r1.types import Owner
 
-COMMON = responses(401, 403, 422, 429, 503)
+COMMON = responses(400, 401, 403, 413, 422, 429, 503)
 routes = APIRouter(prefix="/v1", tags=["memories"], responses=COMMON)
 
 Page = Annotated[int, Query(ge=1, le=1000)]
+_OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(Json)
 Conditions = Annotated[str, Query(description='A JSON object: {"topic": "travel"}.')]
 
 
@@ -42,7 +45,7 @@ Conditions = Annotated[str, Query(description='A JSON object: {"topic": "travel"
     response_model=Added,
     responses={
         202: {"model": Added, "description": "Kept; see /v1/messages/{id}"},
-        **responses(409, 413),
+        **responses(409),
     },
 )
 def add(body: Adding, service: Serves, caller: Calls, repeat: MayRepeat) -> Reply:
@@ -64,7 +67,6 @@ def add(body: Adding, service: Serves, caller: Calls, repeat: MayRepeat) -> Repl
             dry_run=body.dry_run,
             once="" if body.dry_run else repeat.key and repeat.name,
         )
-        service.metrics.count(result.rows)
         headers = {}
         if result.pending and result.message_ids:
             headers["Location"] = f"/v1/messages/{result.message_ids[0]}"
@@ -103,12 +105,11 @@ def list_entries(
 
 def _conditions(text: str) -> dict[str, Any] | None:
     try:
-        found = json.loads(text) if text else None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"filters is no JSON: {text[:80]!r}") from error
-    if found is not None and not isinstance(found, dict):
-        raise ConfigError(f"filters should be a JSON object, got {text[:80]!r}")
-    return found
+        return _OBJECT.validate_json(text) if text else None
+    except ValidationError as error:
+        raise ConfigError(
+            f"filters should be a JSON object, at most {DEEPEST} deep, got {text[:80]!r}"
+        ) from error
 
 
 def _held(
@@ -134,7 +135,7 @@ def get(
     return Reply(EntryShape.of(service.memory.get(entry_id, **ids(owner))))
 
 
-@routes.patch("/memories/{entry_id}", response_model=RowShape, responses=responses(404, 409, 413))
+@routes.patch("/memories/{entry_id}", response_model=RowShape, responses=responses(404, 409))
 def update(
     entry_id: str,
     body: Correcting,

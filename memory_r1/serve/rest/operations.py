@@ -111,11 +111,10 @@ def retry(body: OfOwner, service: Serves, caller: Calls) -> Reply:
     """Process what was deferred because a model failed."""
     owner = caller.writing().owner(body.user_id, body.agent_id, body.run_id)
     result = service.memory.retry(**ids(owner))
-    service.metrics.count(result.rows)
     return Reply(Added.of(result))
 
 
-@routes.post("/feedback", response_model=FeedbackShape, responses=responses(404, 409, 413))
+@routes.post("/feedback", response_model=FeedbackShape, responses=responses(404, 409))
 def feedback(body: Judging, service: Serves, caller: Calls, repeat: MayRepeat) -> Reply:
     """Keep whether an answer was right, and what would have been; for training."""
     owner = caller.writing().owner(body.user_id, body.agent_id, body.run_id)

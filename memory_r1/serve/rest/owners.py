@@ -66,7 +66,7 @@ def stats(service: Serves, caller: Calls, user_id: User = "") -> Reply:
     responses={200: {"content": {"application/x-ndjson": {}}, "description": "JSON lines"}},
 )
 def export(service: Serves, caller: Calls, user_id: User = "") -> StreamingResponse:
-    """All that is kept, one JSON document a line; `memory-r1 restore` reads it back."""
+    """All that is kept, one JSON document a line; `memory-r1 import --from jsonl` reads it back."""
     user = _whole_user(caller, user_id)
     file = tempfile.SpooledTemporaryFile(_IN_MEMORY)
     text = io.TextIOWrapper(file, encoding="ascii", write_through=True)
@@ -116,6 +116,7 @@ def ready(service: Serves) -> Reply:
 def metrics(service: Serves, caller: Calls) -> Response:
     """Requests, how long they took, and what was done to memories, for Prometheus."""
     caller.everything()
+    service.metrics.waiting.set(len(service.memory.store.waiting()))
     return Response(service.metrics.text(), headers={"content-type": measuring.TYPE})
 
 

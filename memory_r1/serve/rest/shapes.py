@@ -10,6 +10,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from memory_r1 import types
+from memory_r1.errors import ConfigError
+from memory_r1.filters import check_depth
 from memory_r1.memory import Stats
 from memory_r1.remember import AddResult, FactStatus, Usage
 from memory_r1.types import MessageState, OpName, Owner, RowState
@@ -30,7 +32,18 @@ Moment = Annotated[
     datetime | str | int | float,
     Field(description="ISO 8601, or seconds since 1970.", examples=["2023-05-08T13:56:00Z"]),
 ]
-Json = dict[str, Any]
+
+
+def shallow(value: dict[str, Any]) -> dict[str, Any]:
+    """What is nested so deeply that a reader of it could run out of stack is refused."""
+    try:
+        check_depth(value, "this")
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    return value
+
+
+Json = Annotated[dict[str, Any], AfterValidator(shallow)]
 
 USER = Field(default="", description="Whose memory; a key bound to a user need not say it.")
 WORDS: JsonDict = {"user_id": "ann", "query": "where does Ann live?", "k": 5}

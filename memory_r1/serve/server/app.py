@@ -7,25 +7,34 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
+from starlette.routing import Route
 
 import memory_r1
 from memory_r1.memory import Memory
-from memory_r1.serve.rest import memories, operations, owners
+from memory_r1.serve.mcp.server import Endpoint
+from memory_r1.serve.proxy import routes as proxy
+from memory_r1.serve.proxy.upstream import Upstream
+from memory_r1.serve.rest import mem0, memories, operations, owners
 from memory_r1.serve.server import problems
 from memory_r1.serve.server.guard import Guard
 from memory_r1.serve.server.metrics import Measured
 from memory_r1.serve.server.service import Service
 from memory_r1.serve.server.settings import Serving
+from memory_r1.serve.web import inspector
 
 
 def build(memory: Memory, settings: Serving | None = None) -> FastAPI:
     """The application that serves a memory, which is closed when the server stops. ConfigError."""
     service = Service(memory, settings or Serving())
+    upstream = Upstream(service.settings)
+    mcp = Endpoint(service)
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         await run_in_threadpool(service.start)
-        yield
+        async with mcp.open():
+            yield
+        await upstream.close()
         await run_in_threadpool(service.stop)
 
     app = FastAPI(
@@ -40,9 +49,19 @@ def build(memory: Memory, settings: Serving | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.state.service = service
+    app.state.upstream = upstream
     problems.install(app)
-    for routes in (memories.routes, operations.routes, owners.routes, owners.health_routes):
+    for routes in (
+        memories.routes,
+        operations.routes,
+        owners.routes,
+        mem0.routes,
+        proxy.routes,
+        owners.health_routes,
+        inspector.routes,
+    ):
         app.include_router(routes)
-    app.add_middleware(Guard, private=service.settings.private)
+    app.router.routes.append(Route(mcp.path, mcp, methods=["POST"], include_in_schema=False))
+    app.add_middleware(Guard, settings=service.settings)
     app.add_middleware(Measured, metrics=service.metrics)
     return app

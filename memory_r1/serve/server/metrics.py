@@ -37,6 +37,12 @@ class Metrics:
             "memory_r1_operations", "What was done to memories.", ("op",), registry=registry
         )
 
+        self.waiting = Gauge(
+            "memory_r1_waiting_owners",
+            "Whose messages wait to be processed, or for a model to be tried again.",
+            registry=registry,
+        )
+
     def count(self, rows: Iterable[JournalRow]) -> None:
         """Count operations."""
         for row in rows:

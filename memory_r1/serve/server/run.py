@@ -38,7 +38,9 @@ def run(memory: Memory, settings: Serving, say: Callable[[str], None]) -> None:
     with _listening(settings) as listener:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        say(f"memory-r1 on http://{shown}:{port}  (REST: /v1, its description: /openapi.json)")
+        say(f"memory-r1 on http://{shown}:{port}  (inspector: /, REST: /v1, MCP: /mcp)")
+        if settings.upstream:
+            say(f"chats go on to {settings.upstream}")
         say(
             "an API key is needed"
             if keys

@@ -38,6 +38,7 @@ class Service:
         self.keys = Keys(self.memory.store)
         self.replies = Replies(self.memory.store)
         self.metrics = Metrics()
+        self.memory.watch = lambda result: self.metrics.count(result.rows)
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._rate = _rate(self.settings.rate)
         self._failures = parse(FAILURES)
@@ -46,13 +47,12 @@ class Service:
 
     def admit(self, shown: str, address: str) -> Caller:
         """The caller who shows this key, coming from this address; Unauthorized, Busy."""
-        if shown and not self._limiter.test(self._failures, "failed", address):
-            raise Busy("too many wrong keys from this address", 60)
         try:
             caller = identified(self.keys, shown, required=not self.settings.private)
-        except Unauthorized:
-            if shown:
-                self._limiter.hit(self._failures, "failed", address)
+        except Unauthorized as error:
+            # Only who is wrong waits: others may come from the same address.
+            if shown and not self._limiter.hit(self._failures, "failed", address):
+                raise Busy("too many wrong keys from this address", 60) from error
             raise
         rate = self._rate
         if rate is not None and not self._limiter.hit(rate, caller.name or address):
@@ -100,11 +100,16 @@ def caller_of(request: Request) -> Caller:
     return service_of(request).admit(shown_in(request.headers), address)
 
 
-Serves = Annotated[Service, Depends(service_of)]
+async def _service(request: Request) -> Service:
+    """What needs no thread costs no change of threads: so it is with `whose`."""
+    return service_of(request)
+
+
+Serves = Annotated[Service, Depends(_service)]
 Calls = Annotated[Caller, Depends(caller_of)]
 
 
-def whose(caller: Calls, user_id: str = "", agent_id: str = "", run_id: str = "") -> Owner:
+async def whose(caller: Calls, user_id: str = "", agent_id: str = "", run_id: str = "") -> Owner:
     """The owner named in a query."""
     return caller.owner(user_id, agent_id, run_id)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -10,6 +11,10 @@ from memory_r1.errors import ConfigError
 
 Remembered = Literal["user", "both", "none"]
 """Whose words the proxy remembers: the user's, the model's too, or nobody's."""
+Placed = Literal["system", "user"]
+"""Where the proxy puts memories: a system message before the user's last, or into that message."""
+
+_WEB = re.compile(r"https?://[^/\s?#]+(?:/[^\s?#]*)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,8 @@ class Serving:
     """Address to listen on. Any but this machine's own needs API keys."""
     port: int = 8700
     """0: any that is free."""
+    names: tuple[str, ...] = ()
+    """Names it is reached by besides localhost, where a proxy on this machine passes them on."""
     max_body: int = 4_194_304
     """Bytes of one request."""
     rate: str = "1000/second"
@@ -36,6 +43,8 @@ class Serving:
     """What the proxy remembers of a chat."""
     k: int = 10
     """Memories that the proxy adds to a chat."""
+    place: Placed = "system"
+    """As what it adds them. "user": for models that take a system message only at the beginning."""
     runs: str = ""
     """A folder of training runs to show in the inspector."""
 
@@ -49,6 +58,12 @@ class Serving:
         if self.remember not in get_args(Remembered):
             expected = ", ".join(get_args(Remembered))
             raise ConfigError(f"remember is {self.remember!r}; expected {expected}")
+        if self.place not in get_args(Placed):
+            raise ConfigError(f"place is {self.place!r}; expected {', '.join(get_args(Placed))}")
+        if self.upstream and not _WEB.fullmatch(self.upstream):
+            raise ConfigError(
+                f"upstream is {self.upstream!r}; expected a URL such as http://localhost:8000/v1"
+            )
 
     @property
     def private(self) -> bool:

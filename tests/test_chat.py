@@ -1,0 +1,123 @@
+"""memory-r1 chat: lines in, replies out, and what was said is remembered."""
+
+import os
+import pty
+import select
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from model_server import Server, completion
+from typer.testing import CliRunner
+
+from memory_r1 import Memory
+from memory_r1.llm.openai import OpenAILLM
+from memory_r1.serve.cli import app
+
+
+@pytest.fixture
+def talk(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("USER", "STORE", "LLM", "EMBEDDER"):
+        monkeypatch.delenv(f"MEMORY_R1_{name}", raising=False)
+
+    def talk(*lines, options=(), code=0):
+        result = CliRunner().invoke(app, ["chat", *options], input="\n".join(lines))
+        assert result.exit_code == code, result.output + repr(result.exception)
+        return result
+
+    return talk
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    yield server
+    server.close()
+
+
+def facts(text, quote):
+    return f'{{"facts": [{{"text": "{text}", "quote": "{quote}", "when": ""}}]}}'
+
+
+def remembered():
+    with Memory("memory.db") as memory:
+        return [entry.text for entry in memory.list(user_id="me")]
+
+
+def test_a_line_is_answered_from_the_lines_before(talk):
+    said = talk("I moved to Lisbon.", "", "Where did I move to?")
+    assert said.stdout.splitlines() == ["not mentioned", "I moved to Lisbon."]
+    assert "ADD" in said.stderr and "used  [" in said.stderr
+    assert len(remembered()) == 2
+
+
+def test_commands_show_and_take_back(talk):
+    said = talk("I have a cat", "/memories", "/undo", "/memories", "/undo", "/what", "/quit", "No")
+    reply, listed, undone = said.stdout.splitlines()
+    assert "I have a cat" in listed and "UNDO" in undone
+    assert "is empty" in said.stderr and "nothing to take back" in said.stderr
+    assert "/memories   the newest" in said.stderr and remembered() == []
+
+
+def test_a_model_is_shown_the_memories_and_what_was_said_before(talk, server):
+    replies = iter(
+        [
+            "<think>who?</think>Nice to meet you.",
+            facts("Kim plays the oboe", "I play the oboe"),
+            '{"operations": [{"op": "ADD", "text": "Kim plays the oboe"}]}',
+            "The oboe.",
+            '{"facts": []}',
+        ]
+    )
+    server.respond = lambda body: (200, completion(next(replies)))
+    said = talk("I play the oboe", "What do I play?", options=["--llm", f"{server.url}#m"])
+    assert said.stdout == "Nice to meet you.\nThe oboe.\n"
+    assert "ADD     Kim plays the oboe" in said.stderr and "used  Kim plays" in said.stderr
+    first, _, _, second, _ = (body["messages"] for body in server.bodies)
+    assert first[1:] == [{"role": "user", "content": "I play the oboe"}]
+    system, *earlier, last = second
+    assert system == first[0] and [m["content"] for m in earlier] == [
+        "I play the oboe",
+        "Nice to meet you.",
+    ]
+    block, _, line = last["content"].rpartition("\n\n")
+    assert line == "What do I play?" and '"Kim plays the oboe"' in block
+    assert block.startswith("<recalled-memories>") and block.endswith("</recalled-memories>")
+
+
+def test_without_a_reply_nothing_that_was_said_is_lost(talk, monkeypatch):
+    opened = OpenAILLM.__init__
+    monkeypatch.setattr(
+        OpenAILLM, "__init__", lambda self, *a, **k: opened(self, *a, **{**k, "retries": 0})
+    )
+    said = talk("I have a cat", "I have a dog", options=["--llm", "http://127.0.0.1:9/v1#m"])
+    assert said.stdout == "" and said.stderr.count("no reply: model 'm'") == 2
+    assert said.stderr.count("kept for `memory-r1 retry`") == 2
+    with Memory("memory.db") as memory:
+        assert memory.retry("me").complete
+    assert len(remembered()) == 2
+
+
+def test_it_talks_in_a_terminal_until_ctrl_d(tmp_path):
+    ours, theirs = pty.openpty()
+    program = Path(sys.executable).parent / "memory-r1"
+    chat = subprocess.Popen(
+        [program, "chat", "--store", tmp_path / "memory.db"],
+        **{"stdin": theirs, "stdout": theirs, "stderr": theirs},
+        env={**os.environ, "TERM": "dumb"},
+    )
+    os.close(theirs)
+    seen, typed = b"", [b"I moved to Lisbon.\n", b"Where did I move to?\n", b"\x04"]
+    try:
+        while select.select([ours], [], [], 60)[0] and (part := os.read(ours, 4096)):
+            seen += part
+            if typed and seen.endswith(b"> "):
+                os.write(ours, typed.pop(0))
+    except OSError:  # how a terminal says that the program has ended
+        pass
+    finally:
+        os.close(ours)  # which ends the program, too
+    assert chat.wait(60) == 0
+    assert b"You are me." in seen and seen.count(b"> ") >= 3 and b"ADD" in seen
