@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
+from urllib.parse import unquote
 
 from memory_r1.errors import ConfigError
 from memory_r1.types import Policy, Style
@@ -59,3 +61,15 @@ def settings(values: Mapping[str, Any]) -> Settings:
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
             raise ConfigError(f"unknown setting {name!r}; {hint}")
     return Settings(**values)
+
+
+def without_login(url: str) -> tuple[str, tuple[str, str] | None]:
+    """A URL as it may be shown and kept, and the (name, password) that stood in it, or None."""
+    found = _LOGIN.search(url)
+    if found is None:
+        return url, None
+    name, _, password = found[0][:-1].partition(":")
+    return _LOGIN.sub("", url, count=1), (unquote(name), unquote(password))
+
+
+_LOGIN = re.compile(r"(?<=://)[^/?#]*@")

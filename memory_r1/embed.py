@@ -18,6 +18,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from memory_r1.config import without_login
 from memory_r1.errors import ConfigError, MissingExtra, ModelUnavailable
 
 Floats = NDArray[np.float32]
@@ -218,6 +219,7 @@ class HttpEmbedder:
         retries: int = 3,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        name, login = without_login(name)
         url, _, model = name.partition("#")
         if not model:
             raise ConfigError(
@@ -230,7 +232,7 @@ class HttpEmbedder:
             api_key = os.environ.get("OPENAI_API_KEY")
         self._key = api_key or ""
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._client = client or httpx.Client(timeout=60.0)
+        self._client = client or httpx.Client(timeout=60.0, auth=login)
         self._retries, self._sleep = retries, sleep
         self._cache = _Cache(self._compute)
 

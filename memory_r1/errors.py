@@ -11,6 +11,7 @@ MemoryR1Error
 │   ├── UnknownRow       no such journal row or message
 │   └── Conflict         what was asked no longer fits what is there
 └── ModelUnavailable     a language model could not be reached or loaded
+    └── ModelUnreachable ... but may be later: its server is away, or too busy
 """
 
 
@@ -66,3 +67,7 @@ class Conflict(StoreError):
 
 class ModelUnavailable(MemoryR1Error):
     """A language model could not be reached or loaded; never a wrong answer."""
+
+
+class ModelUnreachable(ModelUnavailable):
+    """A model's server was away or too busy, however often it was asked; later it may reply."""

@@ -1,5 +1,6 @@
 import io
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from memory_r1.bench.gather import read
 from memory_r1.bench.paper import ABLATIONS
 from memory_r1.errors import MissingExtra
 
+RUNS = Path(__file__).parents[1] / "runs"
 BOTH = {"manage": trained(), "answer": trained()}
 
 
@@ -78,6 +80,16 @@ def test_what_cannot_be_drawn_says_what_is_missing_and_the_command_for_it(tmp_pa
         "memory-r1 bench locomo --data locomo.json --system no-distillation --model out/answer "
         "--out runs/no-distillation" in ablation.commands
     )
+
+
+def test_the_settings_of_the_training_that_a_missing_figure_names_can_be_loaded(tmp_path):
+    from memory_r1.train.runfile import load_run
+
+    (table,) = tables(read([bench_run(tmp_path / "a", "rules", judged=False)]).bench)
+    command, _ = figures_bars.reward(table).commands
+    overrides = [word for word in command.split() if "=" in word]
+    run = load_run(RUNS / "tiny_answer_grpo.toml", overrides)
+    assert (run.reward.name, run.reward.judge, run.manager) == ("judge", "MODEL", "out/manager")
 
 
 def test_the_arms_of_the_ablation_are_found_by_what_was_trained(tmp_path):

@@ -67,6 +67,13 @@ def test_an_update_keeps_the_evidence_and_a_deletion_loses_it():
     assert together["evidence_kept"] == pytest.approx(4 / 6)
 
 
+def test_an_episode_tells_where_it_started_and_what_bank_it_left():
+    episode = played([update(0, "Ann lives in Lima")], "Ann lives in Rome").episode
+    before, after = episode.ends
+    assert [entry.text for entry in before.bank.entries()] == ["Ann lives in Rome"]
+    assert [entry.text for entry in after.entries()] == ["Ann lives in Lima"]
+
+
 def test_evidence_that_the_bank_could_not_hold_is_not_asked_of_a_decision():
     asked = [question("Lima", "D1:1", "D1:9", "D2:1")]  # nothing was kept of D1:9
     rollout = played([update(0, "Ann lives in Lima")], "Ann lives in Rome", questions=asked)

@@ -120,7 +120,7 @@ def reward(table: Table) -> Figure:
             panels.append(Panel(f"{who}: length of answers", ticks, words, "words"))
     if not panels:
         held = {name for by_reward in found.values() for name in by_reward}
-        train = "memory-r1 train RUN.toml reward=judge judge=MODEL manager=out/manager"
+        train = "memory-r1 train RUN.toml reward.name=judge reward.judge=MODEL manager=out/manager"
         return Missing(
             title,
             "needs two Answer Agents of one model and algorithm that were trained for different "

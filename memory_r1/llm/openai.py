@@ -11,7 +11,8 @@ from typing import Any
 
 import httpx
 
-from memory_r1.errors import ModelUnavailable
+from memory_r1.config import without_login
+from memory_r1.errors import ModelUnavailable, ModelUnreachable
 from memory_r1.llm.rate import RateLimit, Sent
 from memory_r1.llm.usage import Usage
 from memory_r1.types import Completion, Prompt, Style
@@ -27,7 +28,7 @@ class OpenAILLM:
     """A client of `POST {base_url}/chat/completions`; threads may share it.
 
     Prompts of one call are sent at the same time, at most `concurrency` of them. A busy or broken
-    server is asked again with growing pauses; then ModelUnavailable says what happened.
+    server is asked again with growing pauses; then ModelUnreachable says what happened.
     """
 
     concurrent = True
@@ -52,7 +53,8 @@ class OpenAILLM:
         """
         self.name = model
         self.style = style
-        self.base_url = base_url.rstrip("/")
+        shown, login = without_login(base_url)
+        self.base_url = shown.rstrip("/")
         self.identity = f"{self.base_url}#{model}"
         """What its replies may be kept under."""
         self.usage = Usage()
@@ -67,6 +69,7 @@ class OpenAILLM:
         self._client = httpx.Client(
             timeout=httpx.Timeout(timeout, connect=min(timeout, 10.0)),
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            auth=login,
             limits=httpx.Limits(max_connections=concurrency),
         )
 
@@ -173,7 +176,8 @@ class OpenAILLM:
                 wait = _retry_after(response, wait)
             if attempt < self._retries:
                 self._sleep(wait)
-        raise self._unavailable(f"{problem} ({self._retries + 1} attempts)")
+        problem = f"{problem} ({self._retries + 1} attempts)"
+        raise self._unavailable(problem, ModelUnreachable)
 
     def _read(self, response: httpx.Response) -> Completion:
         if not response.is_success:
@@ -190,10 +194,12 @@ class OpenAILLM:
             raise self._unavailable(f"the reply's content is not text: {_said(response)}")
         return Completion(text, read, written, finished=choice.get("finish_reason") != "length")
 
-    def _unavailable(self, problem: str) -> ModelUnavailable:
+    def _unavailable(
+        self, problem: str, kind: type[ModelUnavailable] = ModelUnavailable
+    ) -> ModelUnavailable:
         if self._key:  # servers echo it
             problem = problem.replace(self._key, "[key]")
-        return ModelUnavailable(
+        return kind(
             f"model {self.name!r} at {self.base_url} did not reply: {problem}. "
             "Check that the server runs, that it serves this model, and OPENAI_BASE_URL and "
             "OPENAI_API_KEY."

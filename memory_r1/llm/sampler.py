@@ -50,6 +50,7 @@ def sample(
     counts: int | Sequence[int] = 1,
     temperature: float = 1.0,
     seed: int | Sequence[int] = 0,
+    places: Sequence[int] | None = None,
     batch_tokens: int = 32_768,
     guides: Callable[[], Guide] | None = None,
 ) -> list[list[Sample]]:
@@ -62,6 +63,8 @@ def sample(
     temperature:   0 is greedy; then the replies to equal prompts are computed once
     seed:          one for all, or one per prompt; the draws of a reply depend on its prompt's seed
                    (a single seed: and place in the list) and its number, not on its batch
+    places:        the places of the prompts in the list that they are a part of, ascending, where
+                   others write the rest; None: they are all
     batch_tokens:  most tokens held at once, of padded prompts and of room for their replies; a
                    prompt that needs more travels alone
     guides:        makes the guide of a reply, which names the tokens it may go on with; the
@@ -72,22 +75,20 @@ def sample(
     """
     numbers = [counts] * len(prompts) if isinstance(counts, int) else list(counts)
     _check(model, prompts, numbers, max_tokens, temperature, seed)
+    seeds = _seeds(seed, range(len(prompts)) if places is None else places)
     distinct: dict[tuple[int, ...], list[int]] = {}
     for i, prompt in enumerate(prompts):
         distinct.setdefault(tuple(prompt), []).append(i)
     results: list[list[Sample]] = [[] for _ in prompts]
     groups = list(distinct.items())
-    places = [[(i, s) for i in members for s in range(numbers[i])] for _, members in groups]
-    rows = [
-        [tuple(wanted)] if temperature == 0 and wanted else [(place,) for place in wanted]
-        for wanted in places
-    ]
+    wanted = [[(i, s) for i in members for s in range(numbers[i])] for _, members in groups]
+    rows = [[tuple(of)] if temperature == 0 and of else [(place,) for place in of] for of in wanted]
     found: dict[tuple[int, int], Sample] = {}
     with _sampling(model):
         sizes = [(len(prompt), len(of)) for (prompt, _), of in zip(groups, rows, strict=True)]
         for batch in _batches(sizes, max_tokens, batch_tokens):
             work = [_Row(b, place) for b, g in enumerate(batch) for place in rows[g]]
-            uniforms = None if temperature == 0 else _uniforms(work, seed, max_tokens)
+            uniforms = None if temperature == 0 else _uniforms(work, seeds, max_tokens)
             texts = [groups[g][0] for g in batch]
             replies = _decode(
                 model, texts, work, max_tokens, temperature, frozenset(end), uniforms, guides
@@ -160,12 +161,18 @@ def _batches(sizes: Sequence[tuple[int, int]], room: int, budget: int) -> Iterat
         yield batch
 
 
-def _uniforms(rows: Sequence[_Row], seed: int | Sequence[int], max_tokens: int) -> Tensor:
+def _seeds(seed: int | Sequence[int], places: Sequence[int]) -> list[tuple[int, ...]]:
+    """What the draws of each prompt depend on."""
+    if isinstance(seed, int):
+        return [(seed, place) for place in places]
+    return [(own,) for own in seed]
+
+
+def _uniforms(rows: Sequence[_Row], seeds: Sequence[tuple[int, ...]], max_tokens: int) -> Tensor:
     """The draws of each reply: (rows, max_tokens) in [0, 1)."""
 
     def stream(prompt: int, number: int) -> np.random.Generator:
-        key = (seed, prompt, number) if isinstance(seed, int) else (seed[prompt], number)
-        return np.random.default_rng(key)
+        return np.random.default_rng((*seeds[prompt], number))
 
     return torch.from_numpy(np.stack([stream(*row.places[0]).random(max_tokens) for row in rows]))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,24 +56,23 @@ def train(
     from memory_r1.train.estimate import check_fits
     from memory_r1.train.runfile import load_run
 
-    run = load_run(runfile, settings or [])
-    if dry_run:
-        _dry_run(run, gpu_gb, tokens_per_second)
-        return
-    if out is None:
-        raise ConfigError("where to? Name the run folder with --out DIR, or ask with --dry-run")
-    check_fits(run, gpu_gb)
-    try:
-        from memory_r1.train import launch
-        from memory_r1.train.learn import learn
-        from memory_r1.train.processes import joined
-    except ImportError as error:
-        raise MissingExtra("training", error.name or "torch", "train") from error
-    if processes > 1:
-        raise typer.Exit(launch.start(processes, _without_processes(sys.argv[1:])))
-    with joined() as team:
-        learned = learn(run, out, resume=resume, command=sys.argv, processes=team)
-    if not team.first:
+    with _started() as (first, number):
+        run = load_run(runfile, settings or [])
+        if dry_run:
+            _dry_run(run, gpu_gb, tokens_per_second, processes)
+            return
+        if out is None:
+            raise ConfigError("where to? Name the run folder with --out DIR, or ask with --dry-run")
+        check_fits(run, gpu_gb, processes=max(processes, number))
+        try:
+            from memory_r1.train import launch
+            from memory_r1.train.learn import learn
+        except ImportError as error:
+            raise MissingExtra("training", error.name or "torch", "train") from error
+        if processes > 1:
+            raise typer.Exit(launch.start(processes, _without_processes(sys.argv[1:])))
+        learned = learn(run, out, resume=resume, command=sys.argv)
+    if not first:
         return
     if learned is not None and learned.after:
         before, after = (m.get("eval_em", 0.0) for m in (learned.before, learned.after))
@@ -79,6 +80,18 @@ def train(
     if run.engine == "verl" and not (out / "agents.json").exists():
         return  # written, to be launched where the GPUs are
     explain(f"the run is in {out}; play it with --llm {out} or --system {out}")
+
+
+@contextmanager
+def _started() -> Iterator[tuple[bool, int]]:
+    """Whether this is the first, or the only one, of how many processes a launcher started."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        yield True, 1
+        return
+    from memory_r1.train.processes import joined
+
+    with joined() as processes:
+        yield processes.first, processes.number
 
 
 def _without_processes(arguments: Sequence[str]) -> list[str]:
@@ -93,7 +106,9 @@ def _without_processes(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
-def _dry_run(run: Run, gpu_gb: float | None, tokens_per_second: float | None) -> None:
+def _dry_run(
+    run: Run, gpu_gb: float | None, tokens_per_second: float | None, processes: int
+) -> None:
     from memory_r1.train.estimate import PROMPT_TOKENS, check_fits, pace
 
     if run.gives_lessons or run.engine != "local" or run.algorithm == "logo":
@@ -117,9 +132,9 @@ def _dry_run(run: Run, gpu_gb: float | None, tokens_per_second: float | None) ->
     if tokens_per_second:
         hours = planned.hours(tokens_per_second)
         answer(f"time     at most {hours:,.1f} hours at {tokens_per_second:g} tokens a second")
-    _say_memory(run)
+    _say_memory(run, processes)
     _say_calls(run)
-    check_fits(run, gpu_gb)
+    check_fits(run, gpu_gb, processes=processes)
 
 
 def _prompts(run: Run) -> Lengths | None:
@@ -132,11 +147,11 @@ def _prompts(run: Run) -> Lengths | None:
         return None
 
 
-def _say_memory(run: Run) -> None:
+def _say_memory(run: Run, processes: int) -> None:
     from memory_r1.train.estimate import GB, need, shape_of
 
     shape = shape_of(run.model)
-    needed = need(run, shape)
+    needed = need(run, shape, processes=processes)
     trained = shape.adapter(run.lora) if run.lora else shape.parameters
     answer(f"model    {shape.parameters / 1e9:.2f} B parameters, {trained / 1e6:,.1f} M trained")
     answer(f"memory   {needed.peak / GB:.1f} GB at worst (arithmetic, not measured)")

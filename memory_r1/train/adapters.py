@@ -18,7 +18,9 @@ from memory_r1.llm import Agents
 from memory_r1.llm.local import LocalLLM, quiet
 from memory_r1.llm.shared import Weights
 from memory_r1.train.policy import Critic, Policy, load_parameters, value_head
+from memory_r1.train.processes import asks_for_shards
 from memory_r1.train.runfile import Lora, Run
+from memory_r1.train.sharding import shard
 
 NOBODY = Agents()
 
@@ -49,6 +51,7 @@ def open_policy(run: Run, start: LocalLLM, *, partners: Agents = NOBODY) -> Poli
         compute=compute_dtype(run, trained.model.device.type),
         began=start if fine_tuned else None,
         batch_tokens=run.rollout.batch_tokens,
+        sharded=run.processes.sharding == "full" or asks_for_shards(),
     )
 
 
@@ -193,4 +196,8 @@ def open_critic(policy: Policy, run: Run) -> Critic | AdapterCritic:
     """The critic of a PPO run: it starts with the policy's knowledge and a value of zero."""
     if policy.began is not None:
         return AdapterCritic(policy, run.lora, seed=run.seed)
-    return Critic(policy.model).to(policy.model.device)
+    critic = Critic(policy.model).to(policy.model.device)
+    if policy.sharded:
+        shard(critic.backbone, policy.processes.number)
+        shard(critic.head, policy.processes.number)
+    return critic

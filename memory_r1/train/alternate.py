@@ -18,6 +18,7 @@ from rich.console import Console
 from memory_r1.errors import ConfigError
 from memory_r1.llm.open import ROLES_FILE
 from memory_r1.train.configfile import flat
+from memory_r1.train.processes import present
 from memory_r1.train.runfile import Run, dump, load_run
 from memory_r1.train.runlog import MAY_CHANGE
 
@@ -42,26 +43,35 @@ def alternate(
     from memory_r1.train.learn import Learned, learn
 
     assert run.stages is not None
-    _begin(run, out, resume)
-    show = console or Console(stderr=True)
+    processes = present()
+    if processes.first:
+        _begin(run, out, resume)
+    show = console or Console(stderr=True, quiet=not processes.first)
     order = run.stages.order
     trained: dict[str, Path] = {}
     results: list[Learned] = []
     for number, kind in enumerate(order, 1):
         folder = out / f"{number}-{kind}"
         named = f"stage {number} of {len(order)}: {kind}, in {folder}"
-        if (folder / ROLES_FILE).is_file():
+        # The first one's view: it may write there before another has looked.
+        files = (folder / ROLES_FILE, folder / "run.json")
+        finished, begun = processes.tell([file.is_file() for file in files])
+        if finished:
             show.print(f"{named}: finished before", markup=False, soft_wrap=True)
         else:
             show.print(named, markup=False, soft_wrap=True)
-            begun = (folder / "run.json").is_file()
-            stage = stage_of(run, kind, trained)
             learned = learn(
-                stage, folder, resume=begun, command=command, watch=watch, console=console
+                stage_of(run, kind, trained),
+                folder,
+                resume=begun,
+                command=command,
+                watch=watch,
+                console=console,
             )
             results += [learned] if learned else []
         trained[kind] = folder
-    _write_players(out, folder)
+    if processes.first:
+        _write_players(out, folder)
     return Learned(out, results[0].before, results[-1].after) if results else None
 
 

@@ -170,16 +170,17 @@ def tree_attention(
         return [p.view(rows, *shape, heads, size).movedim(-2, 1) for p in parts]
 
     q, k, v = taken(tree.prefix, prefix)  # (rows, heads, prefix, size)
-    scores = torch.matmul(q, k.transpose(2, 3)) + _causal(prefix, tree)
-    on_prefix = torch.matmul(scores.softmax(-1), v)
+    # Padding stands behind what it pads, where no real token looks.
+    on_prefix = scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
     q, own_k, own_v = taken(tree.branch, branches, length)  # (rows, heads, branches, length, size)
     flat = (rows, heads, branches * length)
-    to_prefix = torch.matmul(q.reshape(*flat, size), k.transpose(2, 3)) + tree.unseen
-    to_own = torch.matmul(q, own_k.transpose(3, 4)) + _causal(length, tree)
+    to_prefix = torch.matmul(q.reshape(*flat, size), k.transpose(2, 3)).add_(tree.unseen)
+    to_own = torch.matmul(q, own_k.transpose(3, 4)).add_(_causal(length, tree))
     weights = torch.cat([to_prefix, to_own.reshape(*flat, length)], -1).softmax(-1)
-    own_weights = weights[..., prefix:].reshape(rows, heads, branches, length, length)
-    on_branch = torch.matmul(weights[..., :prefix], v)
-    on_branch = on_branch + torch.matmul(own_weights, own_v).view(*flat, size)
+    # Split, not sliced: the gradient of a slice is a tensor of zeros as large as all weights.
+    far, near = torch.split(weights, [prefix, length], -1)
+    own = torch.matmul(near.reshape(rows, heads, branches, length, length), own_v)
+    on_branch = torch.matmul(far, v) + own.view(*flat, size)
     every = torch.cat([t.transpose(1, 2).reshape(-1, heads, size) for t in (on_prefix, on_branch)])
     return every.index_select(0, tree.back)[None], None
 
@@ -268,8 +269,8 @@ AttentionInterface.register(FUSED, fused_tree_attention)
 def attention_for(device: str) -> str:
     """The fastest exact attention for packed trees on a kind of device.
 
-    On a CPU matrix products beat the fused kernel, whose masked form is slow there; elsewhere the
-    scores of a long prompt would not fit.
+    Prefixes run in the fused kernel on either. Branches are matrix products on a CPU, where the
+    kernel's masked form is slow; elsewhere their scores of a long prompt would not fit.
     """
     return TREE if device == "cpu" else FUSED
 

@@ -7,15 +7,17 @@ import pickle
 import random
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
-from memory_r1.errors import DataError
+from memory_r1.errors import DataError, MemoryR1Error
 
 FOLDER = "checkpoints"
 """Where a run folder keeps its checkpoints."""
@@ -67,6 +69,7 @@ def save(
     extra:        plain values: sampler position, KL weight, curriculum stage
     keep:         how many checkpoints stay
     returns:      the folder. The states of the global random generators are in it as well.
+    Raises MemoryR1Error when it can't be written, as on a full disk; what was written is removed.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -74,14 +77,22 @@ def save(
     _clear(directory, _REPLACED)
     final = directory / _NAME.format(step)
     partial = final.with_name(final.name + _PARTIAL)
-    partial.mkdir()
-    if write_model:
-        write_model(partial)
-    state = {"step": step, "states": dict(states), "extra": dict(extra or {}), "rng": _rng()}
-    torch.save(state, partial / STATE_FILE)
-    # On disk before the name says so: a power cut must not leave a whole name on half a file.
-    for file in (*partial.rglob("*"), partial):
-        _sync(file)
+    before = latest(directory)
+    whole = f"{before.name}, before it, is whole" if before else "there is none before it"
+    try:
+        with written(f"the checkpoint {final}", f"{whole}; make room, then go on with --resume"):
+            partial.mkdir()
+            if write_model:
+                write_model(partial)
+            rest = {"states": dict(states), "extra": dict(extra or {}), "rng": _rng()}
+            torch.save({"step": step, **rest}, partial / STATE_FILE)
+            # On disk before the name says so: a power cut must not leave a whole name on half a
+            # file.
+            for file in (*partial.rglob("*"), partial):
+                _sync(file)
+    except MemoryR1Error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     if final.exists():  # a resumed run came by the same step again
         final.rename(final.with_name(final.name + _REPLACED))
     partial.rename(final)
@@ -90,6 +101,17 @@ def save(
     for old in _all(directory)[:-keep]:
         shutil.rmtree(old)
     return final
+
+
+@contextmanager
+def written(what: str, then: str) -> Iterator[None]:
+    """Files are written within it: what keeps them from it is a MemoryR1Error, with what to do."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's and safetensors' own
+        raise MemoryR1Error(
+            f"{what} could not be written ({str(error).splitlines()[0]}). Is the disk full? {then}"
+        ) from error
 
 
 def latest(directory: str | Path) -> Path | None:

@@ -146,6 +146,11 @@ class ManagerEpisode:
             self._call = None
 
     @property
+    def ends(self) -> tuple[Situation, Bank]:
+        """Where the episode started, and its own bank as the decisions so far have left it."""
+        return self._situation, self._bank
+
+    @property
     def key(self) -> tuple[object, ...]:
         """The situation and all that prompts and retrieval see of the bank: no ids, no clocks."""
         entries = self._bank.entries()

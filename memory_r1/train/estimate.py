@@ -163,10 +163,11 @@ class Need:
         return sum(self.kept.values()) + phases
 
 
-def need(run: Run, shape: Shape, prompt_tokens: int | None = None) -> Need:
-    """What a run needs at worst: the longest prompts, every reply as long as is allowed.
+def need(run: Run, shape: Shape, prompt_tokens: int | None = None, processes: int = 1) -> Need:
+    """What a process needs at worst: the longest prompts, every reply as long as is allowed.
 
     prompt_tokens: the longest prompt; None: what the run file allows, else 4096
+    processes: over which the run's [processes] may spread the weights
     """
     prompt = prompt_tokens or run.rollout.prompt_tokens or PROMPT_TOKENS
     ppo = run.algorithm == "ppo"
@@ -191,7 +192,25 @@ def need(run: Run, shape: Shape, prompt_tokens: int | None = None) -> Need:
     kept["overhead"] = OVERHEAD
     kept = {name: size for name, size in kept.items() if size}
     updating = {"gradients": 4.0 * trained, **_update(run, shape, prompt, width)}
-    return Need(kept, _sample(run, shape, prompt, width), updating)
+    whole = Need(kept, _sample(run, shape, prompt, width), updating)
+    if processes == 1 or run.processes.sharding == "none":
+        return whole
+    return _spread(whole, run.lora is not None, 4.0 * shape.parameters, processes)
+
+
+def _spread(whole: Need, adapter: bool, policy: float, processes: int) -> Need:
+    """With frozen weights in shares, or (all weights trained) all but partners and copies.
+
+    policy: bytes of its weights, where they are trained; they are gathered to be sampled
+    """
+    parts = {"base"} if adapter else {"trained weights", "reference", "optimizer", "gradients"}
+
+    def shares(of: Mapping[str, float]) -> dict[str, float]:
+        return {k: size / processes if k in parts else size for k, size in of.items()}
+
+    gathered = whole.kept["base"] if adapter else policy
+    sampling = {**whole.sampling, "gathered weights": gathered}
+    return Need(shares(whole.kept), sampling, shares(whole.updating))
 
 
 def _own_partners(run: Run) -> bool:
@@ -264,11 +283,11 @@ def activations(shape: Shape, run: Run, tokens: int, prompt: int) -> float:
 
 
 def settings_that_fit(
-    run: Run, shape: Shape, gpu_gb: float, prompt_tokens: int | None = None
+    run: Run, shape: Shape, gpu_gb: float, prompt_tokens: int | None = None, processes: int = 1
 ) -> list[str] | None:
     """The nearest changes of the run file that fit into so much memory; None: there are none."""
     for changed, changes in _changes(run, prompt_tokens or run.rollout.prompt_tokens):
-        if need(changed, shape, prompt_tokens).peak <= gpu_gb * GB:
+        if need(changed, shape, prompt_tokens, processes).peak <= gpu_gb * GB:
             return changes
     return None
 
@@ -311,20 +330,25 @@ def _differences(run: Run, changed: Run) -> list[str]:
     return found
 
 
-def check_fits(run: Run, gpu_gb: float | None = None, prompt_tokens: int | None = None) -> None:
+def check_fits(
+    run: Run,
+    gpu_gb: float | None = None,
+    prompt_tokens: int | None = None,
+    processes: int = 1,
+) -> None:
     """Refuse a run that can't fit its GPU, naming the nearest settings that do.
 
-    gpu_gb: None: the run file's [budget]; where that says nothing, nothing is checked
+    gpu_gb: of each process; None: the run file's [budget], and if it has none nothing is checked
     Raises ConfigError.
     """
     limit = run.budget.gpu_gb if gpu_gb is None else gpu_gb
     if limit is None or run.kind == "sft" or run.engine != "local":
         return
     shape = shape_of(run.model)
-    needed = need(run, shape, prompt_tokens).peak / GB
+    needed = need(run, shape, prompt_tokens, processes).peak / GB
     if needed <= limit:
         return
-    changes = settings_that_fit(run, shape, limit, prompt_tokens)
+    changes = settings_that_fit(run, shape, limit, prompt_tokens, processes)
     if changes:
         remedy = f"what fits: {' '.join(changes)}"
     else:
@@ -332,7 +356,7 @@ def check_fits(run: Run, gpu_gb: float | None = None, prompt_tokens: int | None 
             name
             for name, other in KNOWN.items()
             if other.parameters < shape.parameters
-            and settings_that_fit(run, other, limit, prompt_tokens) is not None
+            and settings_that_fit(run, other, limit, prompt_tokens, processes) is not None
         ]
         largest = max(smaller, key=lambda name: KNOWN[name].parameters, default=None)
         remedy = "no setting of this model fits; " + (

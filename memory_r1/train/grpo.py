@@ -20,6 +20,7 @@ from memory_r1.train.algorithms import (
 )
 from memory_r1.train.policy import Row, sampled_logps
 from memory_r1.train.rollout import Rollout
+from memory_r1.train.sharding import load_optimizer, whole
 from memory_r1.train.stage import Stage, describe
 from memory_r1.train.update import (
     Clock,
@@ -40,21 +41,22 @@ class Grpo:
         self.stage = stage
         self.settings = stage.run.grpo
         settings = stage.run.optimizer
-        self.optimizer = adamw(stage.policy.parameters(), settings, settings.lr)
         # With a weight of 0 the reference is never run, so it need not exist.
         self.reference = stage.policy.reference() if self.settings.kl else None
+        stage.policy.shard()
+        self.optimizer = adamw(stage.policy.parameters(), settings, settings.lr)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold besides the model files."""
         return {
             "model": self.stage.policy.state(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": whole(self.optimizer.state_dict(), self.stage.policy.processes.first),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's state."""
         self.stage.policy.restore(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
 
     def step(self, number: int) -> tuple[dict[str, float], list[Rollout]]:
         """Sample, judge, compare within groups, update; returns metrics and the rollouts."""
@@ -84,15 +86,18 @@ class Grpo:
 
     def _update(self, rows: list[Row], number: int) -> dict[str, float]:
         policy, settings = self.stage.policy, self.settings
+        processes = policy.processes
         metrics = {"logp_difference": 0.0}
         passes: list[dict[str, float]] = []
         for epoch in range(settings.epochs):
             for chosen in in_parts(rows, settings.minibatches, seed=number * 1000 + epoch):
                 part = [rows[i] for i in chosen]
                 batches = split(part, policy, self.stage.run)
-                denominator = sum(
-                    loss_denominator(b.mask, settings.average, max_tokens=policy.max_tokens)
-                    for b in batches
+                denominator = processes.count(
+                    sum(
+                        loss_denominator(b.mask, settings.average, max_tokens=policy.max_tokens)
+                        for b in batches
+                    )
                 )
                 totals = dict.fromkeys(("loss", "entropy", "kl", "approx_kl", "clip_fraction"), 0.0)
                 for batch in batches:
@@ -128,8 +133,10 @@ class Grpo:
                     totals["entropy"] += float(mean(scored.entropy))
                     totals["approx_kl"] += result.approx_kl
                     totals["clip_fraction"] += result.clip_fraction
+                totals = processes.add(totals)
                 totals["grad_norm"] = finish_step(
-                    policy, self.optimizer, self.stage.run.optimizer.grad_clip
+                    policy, self.optimizer, self.stage.run.optimizer.grad_clip, processes
                 )
                 passes.append(totals)
+        metrics["logp_difference"] = processes.most(metrics["logp_difference"])
         return metrics | {name: sum(p[name] for p in passes) / len(passes) for name in passes[0]}

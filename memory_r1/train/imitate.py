@@ -20,9 +20,10 @@ from memory_r1.llm.local import LocalLLM
 from memory_r1.llm.prompting import without_thinking
 from memory_r1.train.algorithms import aggregate, loss_denominator
 from memory_r1.train.episodes import AnswerEpisode, ManagerEpisode, Situation, Task
-from memory_r1.train.policy import Row, score
+from memory_r1.train.policy import Row
 from memory_r1.train.rewards import Unscored
 from memory_r1.train.rollout import Rollout, Step
+from memory_r1.train.sharding import load_optimizer, whole
 from memory_r1.train.stage import Stage
 from memory_r1.train.update import Clock, adamw, finish_step, set_rate, split
 from memory_r1.types import Completion, Prompt
@@ -58,15 +59,18 @@ def collect(stage: Stage, path: Path, say: Callable[[str], None]) -> list[Trajec
     partner stops replying, and DataError for a file that can't be read.
     """
     assert stage.teacher is not None
-    known = {(one.role, one.about): one for one in read(path)}
+    processes = stage.policy.processes
+    kept = processes.tell(read(path) if processes.first else [])
+    known = {(one.role, one.about): one for one in kept}
     left = [start for start in stage.practice if (_role(start), start.id) not in known]
     if left:
         say(f"the teacher plays {len(left)} episodes; {len(known)} are kept in {path}")
     for begin in range(0, len(left), AT_ONCE):
         chosen = left[begin : begin + AT_ONCE]
         found = drive([_played(stage, start) for start in chosen], stage.teacher)
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(_line(one) + "\n" for one in found)
+        if processes.first:
+            with path.open("a", encoding="utf-8") as file:
+                file.writelines(_line(one) + "\n" for one in found)
         known |= {(one.role, one.about): one for one in found}
         say(f"{min(begin + AT_ONCE, len(left))} of {len(left)} episodes")
     return [known[_role(start), start.id] for start in stage.practice]
@@ -190,38 +194,40 @@ class Imitation:
             )
         self.stage, self.rows = stage, rows
         settings = stage.run.optimizer
+        stage.policy.shard()
         self.optimizer = adamw(stage.policy.parameters(), settings, settings.lr)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold besides the model files."""
         return {
             "model": self.stage.policy.state(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": whole(self.optimizer.state_dict(), self.stage.policy.processes.first),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's state."""
         self.stage.policy.restore(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
 
     def step(self, number: int) -> tuple[dict[str, float], list[Rollout]]:
         """Learn `rollout.prompts` completions, pass after pass; nothing is sampled."""
         clock, run, policy = Clock(), self.stage.run, self.stage.policy
         chosen = list(self._draw(number, run.rollout.prompts))
         batches = split(chosen, policy, run)
-        n = sum(loss_denominator(batch.mask) for batch in batches)
-        metrics = {"loss": 0.0, "entropy": 0.0, "tokens": float(n)}
+        n = policy.processes.count(sum(loss_denominator(batch.mask) for batch in batches))
+        totals = {"loss": 0.0, "entropy": 0.0}
+        for batch in batches:
+            scored = policy.score(batch, 1.0)  # whatever temperature rollouts have
+            loss = -aggregate(scored.logp, batch.mask, denominator=n)
+            loss.backward()  # type: ignore[no-untyped-call]
+            totals["loss"] += float(loss.detach())
+            totals["entropy"] += float(aggregate(scored.entropy, batch.mask, denominator=n))
+        metrics = policy.processes.add(totals) | {"tokens": float(n)}
         metrics["lr"] = set_rate(
             self.optimizer, run.optimizer.lr, number, run.optimizer.warmup_steps
         )
-        for batch in batches:
-            with policy.llm.active() as model, policy.computing():
-                scored = score(model, batch, 1.0)  # whatever temperature rollouts have
-            loss = -aggregate(scored.logp, batch.mask, denominator=n)
-            loss.backward()  # type: ignore[no-untyped-call]
-            metrics["loss"] += float(loss.detach())
-            metrics["entropy"] += float(aggregate(scored.entropy, batch.mask, denominator=n))
-        metrics["grad_norm"] = finish_step(policy, self.optimizer, run.optimizer.grad_clip)
+        clip = run.optimizer.grad_clip
+        metrics["grad_norm"] = finish_step(policy, self.optimizer, clip, policy.processes)
         clock.lap("update")
         return metrics | clock.seconds, []
 

@@ -32,6 +32,7 @@ from memory_r1.train.logo_stage import LogoStage, measures, samples_of
 from memory_r1.train.policy import MicroBatch, Row, sampled_logps
 from memory_r1.train.rollout import Rollout
 from memory_r1.train.sessions import Play, Start, Told, Verdict, due, judge_plays
+from memory_r1.train.sharding import load_optimizer, whole
 from memory_r1.train.update import (
     Clock,
     adamw,
@@ -64,30 +65,31 @@ class Logo:
         self.stage = stage
         self.settings, self.logo = stage.run.grpo, stage.run.logo
         settings = stage.run.optimizer
-        self.optimizer = adamw(stage.policy.parameters(), settings, settings.lr)
         # With a weight of 0 the reference is never run, so it need not exist.
         self.reference = stage.policy.reference() if self.settings.kl else None
-        self._done = 0
+        stage.policy.shard()
+        self.optimizer = adamw(stage.policy.parameters(), settings, settings.lr)
+        self._done = self._sampled = 0
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold besides the model files; the curriculum follows the step."""
         place = {
             "step": self._done,
             "sessions": self.stage.sessions_at(self._done),
-            "sampled_tokens": self.stage.sampled_tokens,
+            "sampled_tokens": self._sampled,
         }
         return {
             "model": self.stage.policy.state(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": whole(self.optimizer.state_dict(), self.stage.policy.processes.first),
             "place": place,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's state."""
         self.stage.policy.restore(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self._done = state["place"]["step"]
-        self.stage.sampled_tokens = state["place"]["sampled_tokens"]
+        self._sampled = self.stage.sampled_tokens = state["place"]["sampled_tokens"]
 
     def step(self, number: int) -> tuple[dict[str, float], list[Rollout]]:
         """Play dialogues, redo sessions, judge, compare within groups, update."""
@@ -98,11 +100,14 @@ class Logo:
             for course in stage.draw(number)
             for _ in range(run.rollout.group_size)
         ]
-        plays = stage.play(starts, f"{number}/global")
-        forks = list(self._forks(number, plays))
-        redone = stage.play([s for fork in forks for s in fork.starts], f"{number}/local")
-        clock.lap("sample")
-        verdicts = judge_plays([*plays, *redone], stage.players)
+        with stage.policy.gathered():
+            plays = stage.play(starts, f"{number}/global")
+            forks = list(self._forks(number, plays))
+            redone = stage.play([s for fork in forks for s in fork.starts], f"{number}/local")
+            clock.lap("sample")
+            verdicts = judge_plays([*plays, *redone], stage.players)
+        rewards = [verdict.reward if verdict else None for verdict in verdicts]
+        stage.policy.processes.check_same("rewards", rewards)
         clock.lap("reward")
         ends, local = verdicts[: len(plays)], verdicts[len(plays) :]
         metrics = measures(plays, ends) | {"sessions": float(len(plays[0].start.sessions))}
@@ -116,7 +121,7 @@ class Logo:
         if rows:
             metrics |= self._update(rows, number)
         clock.lap("update")
-        self._done = number + 1
+        self._done, self._sampled = number + 1, stage.sampled_tokens
         metrics["sampled_tokens"] = float(stage.sampled_tokens)
         seconds = sum(clock.seconds.values())
         metrics["tokens_per_second"] = (stage.sampled_tokens - began) / seconds
@@ -186,7 +191,9 @@ class Logo:
                 part = [rows[i] for i in chosen]
                 batches = split(part, policy, self.stage.run)
                 if not passes:
-                    metrics["logp_difference"] = logp_difference(policy, part, batches[:1])
+                    metrics["logp_difference"] = policy.processes.most(
+                        logp_difference(policy, part, batches[:1])
+                    )
                 passes.append(self._pass(part, batches))
         return metrics | {name: sum(p[name] for p in passes) / len(passes) for name in passes[0]}
 
@@ -196,8 +203,9 @@ class Logo:
         ratios = [self._ratio_mask(batch.mask) for batch in batches]
 
         def size(masks: Sequence[Tensor]) -> int:
-            longest = policy.max_tokens
-            return sum(loss_denominator(m, settings.average, max_tokens=longest) for m in masks)
+            longest, average = policy.max_tokens, settings.average
+            own = sum(loss_denominator(mask, average, max_tokens=longest) for mask in masks)
+            return policy.processes.count(own)
 
         per_token, per_ratio = size([batch.mask for batch in batches]), size(ratios)
         totals = dict.fromkeys(("loss", "entropy", "kl", "approx_kl", "clip_fraction"), 0.0)
@@ -228,8 +236,9 @@ class Logo:
             )
             totals["approx_kl"] += result.approx_kl
             totals["clip_fraction"] += result.clip_fraction
+        totals = policy.processes.add(totals)
         clip = self.stage.run.optimizer.grad_clip
-        totals["grad_norm"] = finish_step(policy, self.optimizer, clip)
+        totals["grad_norm"] = finish_step(policy, self.optimizer, clip, policy.processes)
         return totals
 
     def _ratio_mask(self, mask: Tensor) -> Tensor:

@@ -21,8 +21,9 @@ from memory_r1.llm.open import BUNDLED, ROLES_FILE, open_agents
 from memory_r1.train.adapters import open_policy
 from memory_r1.train.construct import read_facts
 from memory_r1.train.credit import words
-from memory_r1.train.players import judge_of, kept, partners
+from memory_r1.train.players import judge_of, kept, partners, patient
 from memory_r1.train.policy import Policy
+from memory_r1.train.processes import present
 from memory_r1.train.remote import RemoteSampler
 from memory_r1.train.rewards import open_reward
 from memory_r1.train.rollout import Rollout
@@ -100,13 +101,16 @@ class LogoStage:
         starts = [self.start(course, "held out") for course in self.held_out]
         if not starts:
             return {}
-        plays = play_sessions(starts, self.players, partial(self.policy.generate, seed=None))
-        verdicts = judge_plays(plays, self.players)
+        with self.policy.gathered():
+            plays = play_sessions(starts, self.players, partial(self.policy.generate, seed=None))
+            verdicts = judge_plays(plays, self.players)
         return {f"eval_{k}": v for k, v in measures(plays, verdicts).items() if k in EVALUATED}
 
     def save(self, out: Path) -> None:
-        """The trained model and, beside it, who plays which role."""
+        """The trained model and, beside it, who plays which role; all processes call it."""
         self.policy.save(out / MODEL)
+        if not self.policy.processes.first:
+            return
         frozen = {role: _portable(player, out) for role, player in self.frozen_roles.items()}
         text = json.dumps({"extract": MODEL, "manage": MODEL, **frozen}, indent=2, sort_keys=True)
         (out / ROLES_FILE).write_text(text + "\n", "utf-8")
@@ -190,6 +194,7 @@ def prepare(run: Run, say: Callable[[str], None] = lambda text: None) -> LogoSta
     settings = Settings(per_speaker=run.rollout.per_speaker)
     benchmark = "world" if run.data is None else recognise(Path(run.data.path)).name
     judges = kept(replace(frozen, judge=judge_of(run)))
+    judges = present().split_agents(patient(judges, say))
     practice, held_out = dialogues_of(run)
     say(f"{len(practice)} dialogues of up to {max(len(d.sessions) for d in practice)} sessions")
     facts = None

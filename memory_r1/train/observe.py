@@ -29,7 +29,7 @@ def decisions(episodes: Iterable[object]) -> dict[str, float]:
     for episode in episodes:
         if not isinstance(episode, ManagerEpisode):
             continue
-        before, after = _ends(episode)
+        before, after = episode.ends
         evidence = _evidence(before)
         sources = {source for entry in after.entries() for source in entry.sources}
         wanted += len(evidence)
@@ -63,7 +63,7 @@ def told(rollout: Rollout) -> dict[str, Any]:
     if len(rollout.steps) > 1:
         details["replies"] = f"{len(rollout.steps)}, of which the last is shown"
     if isinstance(rollout.episode, ManagerEpisode):
-        before, after = _ends(rollout.episode)
+        before, after = rollout.episode.ends
         lines = [_line(row) for row in _rows(before, after)]
         if rollout.episode.malformed:
             lines.append(f"{rollout.episode.malformed} unreadable: the bank was left as it was")
@@ -72,11 +72,6 @@ def told(rollout: Rollout) -> dict[str, Any]:
         details["operations"] = lines or ["none"]
         details["after"] = [entry.text for entry in after.entries()]
     return {**details, **(rollout.outcome.details if rollout.outcome else {})}
-
-
-def _ends(episode: ManagerEpisode) -> tuple[Situation, Bank]:
-    """Where an episode started, and the bank as it left it."""
-    return episode._situation, episode._bank
 
 
 def _evidence(situation: Situation) -> set[str]:

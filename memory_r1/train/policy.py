@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from memory_r1.llm.local import LocalLLM
+from memory_r1.llm.folders import STYLE_FILE
+from memory_r1.llm.local import LocalLLM, _no_progress_bars
 from memory_r1.llm.sampler import sample
 from memory_r1.train.batch import (
     Branch,
@@ -24,7 +26,9 @@ from memory_r1.train.batch import (
     hidden_states,
     pack,
 )
+from memory_r1.train.processes import present
 from memory_r1.train.rollout import Step
+from memory_r1.train.sharding import gathered, shard, spread, whole, with_weights
 from memory_r1.types import Completion, Prompt, Style
 
 
@@ -43,11 +47,13 @@ class Policy:
         compute: torch.dtype | None = None,
         began: LocalLLM | None = None,
         batch_tokens: int = 32_768,
+        sharded: bool = False,
     ) -> None:
         """temperature: of sampling, and of the log-probs that are trained on.
 
         compute: what matrix products are computed in (autocast); None: in the weights' own dtype
         began:   what an adapter was before training, on the same weights: its reference
+        sharded: each process of several keeps a part of the weights, from `shard` on
         """
         self.llm = llm
         self.name: str = llm.name
@@ -58,6 +64,10 @@ class Policy:
         self.batch_tokens = batch_tokens
         self.began = began
         """The model that an adapter goes on from; None: all weights are trained."""
+        self.processes = present()
+        """Who works on the run; all of them call the same methods."""
+        self.sharded = sharded and self.processes.number > 1
+        """Whether the weights are spread over the processes once training begins (`shard`)."""
         llm.model.set_attn_implementation(attention_for(llm.model.device.type))
         if llm.adapter is not None:
             llm.weights.rest_on(llm.adapter)
@@ -76,7 +86,7 @@ class Policy:
         return dict(self.model.named_parameters())
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """What is trained."""
+        """What is trained; an optimizer is given them after `shard`."""
         return iter(self.named_parameters().values())
 
     def computing(self) -> AbstractContextManager[Any]:
@@ -87,30 +97,43 @@ class Policy:
     def generate(self, prompts: Sequence[Prompt], *, seed: int | None) -> list[Step]:
         """Complete prompts at the policy's temperature, or greedily without a seed.
 
-        Prompts may repeat: each distinct one is computed once and its samples share it.
+        Prompts may repeat: each distinct one is computed once and its samples share it. Each
+        process completes its share of them, and what it draws does not depend on which.
         """
         ids = [tuple(self.llm.encode(prompt)) for prompt in prompts]
+        mine = self._share(ids)
         with self.llm.active() as model, self.computing():
             made = sample(
                 model,
-                ids,
+                [ids[i] for i in mine],
                 max_tokens=self.max_tokens,
                 temperature=0.0 if seed is None else self.temperature,
                 end=self.llm.end_ids,
                 seed=seed or 0,
+                places=mine,
                 batch_tokens=self.batch_tokens,
             )
-        return [
-            Step(
-                prompt_ids,
+        steps = {
+            i: Step(
+                ids[i],
                 one.ids,
                 one.logps,
                 self.llm.decode(one.ids),
-                prompt.text,
+                prompts[i].text,
                 one.finished,
             )
-            for prompt, prompt_ids, (one,) in zip(prompts, ids, made, strict=True)
-        ]
+            for i, (one,) in zip(mine, made, strict=True)
+        }
+        return self.processes.put_together(steps, of=ids)
+
+    def _share(self, ids: Sequence[tuple[int, ...]]) -> list[int]:
+        """The prompts that this process completes: equal ones belong together."""
+        distinct: dict[tuple[int, ...], list[int]] = {}
+        for i, prompt in enumerate(ids):
+            distinct.setdefault(prompt, []).append(i)
+        groups = list(distinct.values())
+        sizes = [len(ids[of[0]]) + len(of) * self.max_tokens for of in groups]
+        return sorted(i for g in self.processes.share(sizes) for i in groups[g])
 
     def complete(
         self,
@@ -126,10 +149,25 @@ class Policy:
             for step in self.generate(prompts, seed=None)
         ]
 
-    def score(self, batch: MicroBatch) -> Scored:
+    def score(self, batch: MicroBatch, temperature: float | None = None) -> Scored:
         """`score` of the present weights, in the policy's precision and at its temperature."""
+        heat = self.temperature if temperature is None else temperature
         with self.llm.active() as model, self.computing():
-            return score(model, batch, self.temperature)
+            return with_weights(model, lambda: score(model, batch, heat))
+
+    def shard(self) -> None:
+        """Spread the weights over the processes, where the run says so.
+
+        Adapters in training stay whole. What is copied must have been copied: reference, critic.
+        """
+        if self.sharded:
+            adapters = self.model.parameters() if self.llm.adapter is not None else ()
+            learning = {parameter for parameter in adapters if parameter.requires_grad}
+            shard(self.model, self.processes.number, whole=learning)
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """Within it each process computes on its own, without gradients: to sample, to answer."""
+        return gathered(self.model)
 
     def reference(self) -> Callable[[MicroBatch], Tensor]:
         """Log-probs under the policy as it was before training, (rows, tokens), no gradient.
@@ -138,32 +176,60 @@ class Policy:
         the same weights. All weights are copied as they are now.
         """
         frozen = None if self.began else copy.deepcopy(self.model).eval().requires_grad_(False)
+        if frozen is not None and self.sharded:
+            shard(frozen, self.processes.number)
+
+        heat = self.temperature
 
         def logps(batch: MicroBatch) -> Tensor:
             with torch.no_grad(), self.computing():
                 if self.began is None:
-                    return score(frozen, batch, self.temperature).logp
+                    return with_weights(frozen, lambda: score(frozen, batch, heat)).logp
                 with self.began.active() as model:
-                    return score(model, batch, self.temperature).logp
+                    return with_weights(model, lambda: score(model, batch, heat)).logp
 
         return logps
 
     def state(self) -> dict[str, Tensor]:
-        """What training changes, for a checkpoint."""
+        """What training changes, for a checkpoint; whole in the first process."""
         if self.llm.adapter is None:
-            return dict(self.model.state_dict())
+            return self._whole() if self.sharded else dict(self.model.state_dict())
         return {name: p.detach() for name, p in self.named_parameters().items()}
+
+    def _whole(self) -> dict[str, Tensor]:
+        """All weights put together in the first process; tied ones are one tensor, as ever."""
+        named = list(self.model.named_parameters(remove_duplicate=False))
+        first = {id(parameter): name for name, parameter in reversed(named)}
+        tied = {name: first[id(p)] for name, p in named if first[id(p)] != name}
+        parts = {n: part for n, part in self.model.state_dict().items() if n not in tied}
+        state: dict[str, Tensor] = whole(parts, self.processes.first)
+        return state | {name: state[twin] for name, twin in tied.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from such a state."""
         if self.llm.adapter is None:
-            self.model.load_state_dict(state)
+            self.model.load_state_dict(spread(state, self.model.state_dict()))
         else:
             load_parameters(self.named_parameters(), state)
 
-    def save(self, folder: Path) -> None:
-        """Write the model, or its adapter, in Hugging Face form, as `LocalLLM` loads it."""
-        self.llm.save(folder)
+    def save(self, folder: Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write the model, or its adapter, in Hugging Face form, as `LocalLLM` loads it.
+
+        All processes call it and the first writes; with the state at hand, as `state` gave it,
+        the first may call it alone.
+        """
+        if not (self.sharded and self.llm.adapter is None):
+            if self.processes.first:
+                self.llm.save(folder)
+            return
+        state = self.state() if state is None else state
+        if self.processes.first:
+            with _no_progress_bars():
+                # A copy: transformers takes tied weights out of the one it is given.
+                self.model.save_pretrained(folder, state_dict=dict(state))
+            self.llm.tokenizer.save_pretrained(folder)
+            style = json.dumps({"style": self.style})
+            (folder / STYLE_FILE).write_text(style + "\n", "utf-8")
 
 
 def load_parameters(into: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:
@@ -285,7 +351,9 @@ def score(model: Any, batch: MicroBatch, temperature: float) -> Scored:
 def values(critic: Valuer, batch: MicroBatch) -> Tensor:
     """The critic's estimate before each sampled token, (rows, tokens), zero outside the mask."""
     with critic.active() as backbone:
-        hidden = hidden_states(backbone, batch.packed, _attention_dtype(backbone))
+        hidden = with_weights(
+            backbone, lambda: hidden_states(backbone, batch.packed, _attention_dtype(backbone))
+        )
     with torch.autocast(hidden.device.type, enabled=False):
         return _as_rows(critic.head(hidden.float())[:, 0], batch)
 

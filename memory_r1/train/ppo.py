@@ -20,6 +20,7 @@ from memory_r1.train.algorithms import (
 )
 from memory_r1.train.policy import MicroBatch, Row, sampled_logps, values
 from memory_r1.train.rollout import Rollout
+from memory_r1.train.sharding import load_optimizer, spread, whole
 from memory_r1.train.stage import Stage, describe
 from memory_r1.train.update import (
     Clock,
@@ -40,29 +41,33 @@ class Ppo:
         self.stage = stage
         self.settings = stage.run.ppo
         settings = stage.run.optimizer
-        self.optimizer = adamw(stage.policy.parameters(), settings, settings.lr)
-        self.critic = open_critic(stage.policy, stage.run)
-        self.critic_optimizer = adamw(self.critic.parameters(), settings, self.settings.critic_lr)
         self.kl_weight = self.settings.kl
         # With a weight of 0 the reference is never run, so it need not exist.
         self.reference = stage.policy.reference() if self.settings.kl else None
+        self.critic = open_critic(stage.policy, stage.run)
+        stage.policy.shard()
+        self.optimizer = adamw(stage.policy.parameters(), settings, settings.lr)
+        self.critic_optimizer = adamw(self.critic.parameters(), settings, self.settings.critic_lr)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must hold besides the model files."""
+        first = self.stage.policy.processes.first
         return {
             "model": self.stage.policy.state(),
-            "optimizer": self.optimizer.state_dict(),
-            "critic": self.critic.state_dict(),
-            "critic_optimizer": self.critic_optimizer.state_dict(),
+            "optimizer": whole(self.optimizer.state_dict(), first),
+            "critic": whole(dict(self.critic.state_dict()), first),
+            "critic_optimizer": whole(self.critic_optimizer.state_dict(), first),
             "kl_weight": self.kl_weight,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's state."""
         self.stage.policy.restore(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.critic.load_state_dict(state["critic"])
-        self.critic_optimizer.load_state_dict(state["critic_optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        self.critic.load_state_dict(spread(state["critic"], self.critic.state_dict()))
+        load_optimizer(self.critic_optimizer, state["critic_optimizer"])
+        for group in self.critic_optimizer.param_groups:
+            group["lr"] = self.settings.critic_lr  # a resumed run may have another
         self.kl_weight = state["kl_weight"]
 
     def step(self, number: int) -> tuple[dict[str, float], list[Rollout]]:
@@ -94,6 +99,7 @@ class Ppo:
         that is not known here, so its gradient is added at once: its forward pass is spared.
         """
         settings, batches = self.settings, split(rows, self.stage.policy, self.stage.run)
+        processes = self.stage.policy.processes
         ledger = _Ledger(rows, self.stage.policy.model.device)
         metrics: dict[str, float] = {}
         ledger.settled = (settings.epochs, settings.minibatches) == (1, 1) and all(
@@ -103,17 +109,21 @@ class Ppo:
             for batch in batches:
                 drift = kl(sampled_logps(rows, batch), self.reference(batch), "k1")
                 ledger.write("drift", batch, drift.masked_fill(~batch.mask, 0.0))
+            processes.add_tensor(ledger.drift)
         ledger.paid = -self.kl_weight * ledger.drift
         for episode, reward in enumerate(rewards):
             ledger.paid[episode, ledger.lengths[episode] - 1] += reward
         n = self._denominator(batches)
+        if ledger.settled:
+            metrics["value_loss"] = 0.0
         for batch in batches:
             if ledger.settled:
-                loss = self._value_loss(batch, ledger, n)
-                metrics["value_loss"] = metrics.get("value_loss", 0.0) + loss
+                metrics["value_loss"] += self._value_loss(batch, ledger, n)
             else:
                 with torch.no_grad(), self.stage.policy.computing():
                     ledger.write("values", batch, values(self.critic, batch))
+        metrics = processes.add(metrics)
+        processes.add_tensor(ledger.values)
         credit = gae(
             ledger.paid, ledger.values, ledger.mask, gamma=settings.gamma, lam=settings.lam
         )
@@ -154,11 +164,13 @@ class Ppo:
                         seen = metrics.get("logp_difference", 0.0)
                         metrics["logp_difference"] = max(seen, difference)
                     totals = {k: totals.get(k, 0.0) + value for k, value in noted.items()}
-                finish_step(self.critic, self.critic_optimizer, run.optimizer.grad_clip)
+                totals, clip = policy.processes.add(totals), run.optimizer.grad_clip
+                finish_step(self.critic, self.critic_optimizer, clip, policy.processes)
                 if learns:
-                    clip = run.optimizer.grad_clip
-                    totals["grad_norm"] = finish_step(policy, self.optimizer, clip)
+                    norm = finish_step(policy, self.optimizer, clip, policy.processes)
+                    totals["grad_norm"] = norm
                 passes.append(totals)
+        metrics["logp_difference"] = policy.processes.most(metrics.get("logp_difference", 0.0))
         return metrics | {name: sum(p[name] for p in passes) / len(passes) for name in passes[0]}
 
     def _policy_loss(
@@ -215,7 +227,8 @@ class Ppo:
 
     def _denominator(self, batches: list[MicroBatch]) -> int:
         longest, average = self.stage.policy.max_tokens, self.settings.average
-        return sum(loss_denominator(b.mask, average, max_tokens=longest) for b in batches)
+        own = sum(loss_denominator(b.mask, average, max_tokens=longest) for b in batches)
+        return self.stage.policy.processes.count(own)
 
 
 class _Ledger:
@@ -246,9 +259,9 @@ class _Ledger:
         self.drift = torch.zeros(shape, device=device)
 
     def write(self, name: str, batch: MicroBatch, numbers: Tensor) -> None:
-        """Put (rows, tokens) of a micro-batch where its episodes are."""
+        """Put (rows, tokens) of a micro-batch where its episodes are; not of an idle one."""
         table: Tensor = getattr(self, name)
-        for k, i in enumerate(batch.rows):
+        for k, i in enumerate(batch.rows if batch.mask.any() else ()):
             episode, begin, end = self._where[i]
             table[episode, begin:end] = numbers[k, : end - begin]
 

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -29,6 +29,7 @@ from memory_r1.train.runfile import Sampler
 from memory_r1.train.vllm import Ask, Reply, VllmServer
 from memory_r1.types import Prompt
 
+T = TypeVar("T")
 CHECKED = 64
 """Completions of a step whose log-probs are computed again, spread over all of them."""
 _TOKENS = 16_384
@@ -61,12 +62,13 @@ class RemoteSampler:
         models and the settings name none.
         """
         self.policy = policy
+        self._processes = policy.processes
         self.noted: dict[str, float] = {}
         """The last step's sampler_difference, sampler_dropped, seconds_publish."""
         self._settings = settings
         # No two runs, nor a run and its continuation, may give two adapters one name: the server
         # would answer from the cache of the other's prompts.
-        self._run = secrets.token_hex(4)
+        self._run = self._processes.tell(secrets.token_hex(4))
         self._folder = Path(settings.folder or folder).absolute() / self._run
         self._say, self._sleep = say, sleep
         self._server = VllmServer(
@@ -80,7 +82,7 @@ class RemoteSampler:
         self._step = -1
         self._adapter = policy.llm.adapter is not None
         try:
-            self._base = settings.model or self._only_model()
+            self._base = settings.model or self._ask_first(self._only_model)
         except MemoryR1Error:
             self._close()
             raise
@@ -94,13 +96,21 @@ class RemoteSampler:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._processes.first:
+            self._clear()
+        self._close()
+
+    def _clear(self) -> None:
         if self._adapter and self._step >= 0:
             self._server.unload(self._name)
         shutil.rmtree(self._folder, ignore_errors=True)
         if self._settings.folder is None:
             with suppress(OSError):  # what another run left there is not ours
                 self._folder.parent.rmdir()
-        self._close()
+
+    def _ask_first(self, ask: Callable[[], T]) -> T:
+        """What the first process is answered; it alone talks to the server."""
+        return self._processes.tell(ask() if self._processes.first else None)  # type: ignore[return-value]
 
     def publish(self, step: int) -> None:
         """Give the server the policy's present weights; to be called before a step is sampled.
@@ -108,14 +118,16 @@ class RemoteSampler:
         Raises ModelUnavailable with the server's words when it does not take them.
         """
         began = time.perf_counter()
-        if self._adapter and self._step >= 0:
+        first = self._processes.first
+        if first and self._adapter and self._step >= 0:
             self._server.unload(self._name)
         old = self._place
         self._step = step
         self.policy.save(self._place)
-        if old != self._place:
-            shutil.rmtree(old, ignore_errors=True)
-        self._patiently(self._load)
+        if first:
+            if old != self._place:
+                shutil.rmtree(old, ignore_errors=True)
+            self._patiently(self._load)
         self.noted = {"sampler_dropped": 0.0, "seconds_publish": time.perf_counter() - began}
 
     def generate(self, prompts: Sequence[Prompt], *, seed: int) -> list[Step | None]:
@@ -141,7 +153,8 @@ class RemoteSampler:
             for ids, where in places.items()
         ]
         steps: list[Step | None] = [None] * len(prompts)
-        for ask, replies in zip(asks, self._ask_all(asks), strict=True):
+        answers = self._ask_first(lambda: self._ask_all(asks))
+        for ask, replies in zip(asks, answers, strict=True):
             for i, reply in zip(places[ask.ids], replies or (), strict=False):
                 steps[i] = self._step_of(prompts[i], ask, reply)
         return steps

@@ -375,6 +375,15 @@ class Verl(Section):
 
 
 @dataclass(frozen=True)
+class Processes(Section):
+    """[processes]: what several processes share besides the work; docs/several_gpus.md."""
+
+    sharding: Literal["none", "full"] = "none"
+    """none: each holds all weights; full: each holds its part of weights, gradients and optimizer
+    (FSDP). accelerate's settings may ask for the latter too."""
+
+
+@dataclass(frozen=True)
 class Watch(Section):
     """[watch]: where else a run is shown, beside the files of its folder."""
 
@@ -449,6 +458,7 @@ class Run(Section):
     budget: Budget = Budget()
     steps: Steps = Steps()
     eval: Eval = Eval()
+    processes: Processes = Processes()
     watch: Watch = Watch()
     sampler: Sampler | None = None
     verl: Verl = Verl()

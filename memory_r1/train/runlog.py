@@ -12,6 +12,7 @@ With [watch] in the run file the metrics also go to TensorBoard and Weights & Bi
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import math
@@ -33,7 +34,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from memory_r1 import __version__
-from memory_r1.errors import ConfigError, MissingExtra
+from memory_r1.errors import ConfigError, MemoryR1Error, MissingExtra
 from memory_r1.train.configfile import flat
 from memory_r1.train.curves import plot_curves, read_metrics
 from memory_r1.train.observe import Alarms
@@ -97,9 +98,13 @@ METRICS = {
 }
 """What the columns of metrics.jsonl mean."""
 
-MAY_CHANGE = ("steps.", "eval.every", "watch.", "sampler.")
-"""Settings a resumed run may change: how long it is, what is measured and where it is shown and
-sampled; not what is learned."""
+MAY_CHANGE = ("steps.", "eval.every", "watch.", "sampler.", "processes.")
+"""Settings a resumed run may change: how long it is, what is measured and where it is shown,
+sampled and computed; not what is learned."""
+MAY_BE_MENDED = ("optimizer.lr", "optimizer.grad_clip", "ppo.critic_lr")
+"""Those too, since a run whose gradient became infinite could not go on otherwise; run.json tells
+what was changed at which step."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PLAIN_SECONDS = 10.0
 """Between progress lines where there is no terminal to draw a bar on."""
 
@@ -146,16 +151,28 @@ class RunLog:
         trace: TracebackType | None,
     ) -> None:
         self._progress.stop()
-        self._metrics.close()
-        self._sinks.close()
-        about = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-        about["ended"] = _now()
-        about["outcome"] = "finished" if kind is None else f"stopped by {kind.__name__}: {error}"
-        _write(self.folder / "run.json", _json(about))
         try:
+            self._metrics.close()
+            self._sinks.close()
+            about = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+            about["ended"] = _now()
+            about["outcome"] = (
+                "finished" if kind is None else f"stopped by {kind.__name__}: {error}"
+            )
+            _write(self.folder / "run.json", _json(about))
             plot_curves(self.folder)
         except MissingExtra as missing:
             self.say(str(missing))
+        except OSError as problem:
+            if error is None:
+                error = problem
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise MemoryR1Error(
+                f"the run folder {self.folder} could not be written ({error}). What was written is "
+                "whole; make room, then go on with --resume"
+            ) from error
+        if kind is None and error is not None:
+            raise error
 
     def log(self, step: int, metrics: Mapping[str, float | None]) -> None:
         """Append one step's row (names: METRICS), move the progress on, raise alarms."""
@@ -184,29 +201,33 @@ class RunLog:
         self._progress.console.print(text, markup=False, highlight=False)
 
     def _begin(self, command: Sequence[str]) -> None:
-        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+        if self.folder.exists() and (not self.folder.is_dir() or not _unused(self.folder)):
             raise ConfigError(
                 f"{self.folder} is not empty; continue the run in it with --resume, "
                 "or choose another folder"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write(self.folder / "config.toml", dump(self._run))
+        # The configuration comes last: where it lies, there is a run to resume.
         _write(self.folder / "run.json", _json(describe(self._run, command)))
+        _write(self.folder / "config.toml", dump(self._run))
 
     def _continue(self, command: Sequence[str], step: int) -> None:
         config = self.folder / "config.toml"
         if not config.is_file():
             raise ConfigError(f"{self.folder} holds no run to resume; start it without --resume")
         before, now = flat(load_run(config)), flat(self._run)
-        for name in sorted({*before, *now}):
-            if before.get(name) != now.get(name) and not name.startswith(MAY_CHANGE):
+        changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+        for name in changed:
+            if not name.startswith(MAY_CHANGE) and name not in MAY_BE_MENDED:
                 raise ConfigError(
                     f"{self.folder} was started with {name} = {before.get(name)!r}, not "
                     f"{now.get(name)!r}; resume it unchanged, or start another folder"
                 )
         _write(config, dump(self._run))
         about = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        mended = {n: [before[n], now[n]] for n in changed if n in MAY_BE_MENDED}
         again = {"from_step": step, **describe(self._run, command)}
+        again |= {"changed": mended} if mended else {}
         about["resumed"] = [*about.get("resumed", []), again]
         if alarms := [alarm for alarm in about.pop("alarms", []) if alarm["step"] <= step]:
             about["alarms"] = alarms
@@ -219,6 +240,19 @@ class RunLog:
                 for row in rows:
                     self._alarms.hear(row["step"], row)
         _write(self.folder / "samples.md", "".join(as_markdown(row) for row in rows))
+
+
+class NoLog:
+    """In place of a `RunLog`, in the processes of a run that leave writing to the first."""
+
+    def log(self, step: int, metrics: Mapping[str, float | None]) -> None:
+        """Nothing."""
+
+    def samples(self, step: int, samples: Iterable[Sample]) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
 
 
 def describe(run: Run, command: Sequence[str]) -> dict[str, Any]:
@@ -308,6 +342,12 @@ def _number(value: float | None) -> float | None:
     if value is None or not math.isfinite(value):
         return None
     return value if isinstance(value, int) else float(value)
+
+
+def _unused(folder: Path) -> bool:
+    """Whether it holds nothing, or what a start leaves that is killed before its configuration."""
+    left = ("run.json", "run.json.partial", "config.toml.partial")
+    return all(path.name in left for path in folder.iterdir())
 
 
 def _json(value: Mapping[str, Any]) -> str:

@@ -8,6 +8,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -34,8 +35,9 @@ from memory_r1.train.episodes import (
     Situation,
     Task,
 )
-from memory_r1.train.players import judge_of, kept, teacher_of
+from memory_r1.train.players import judge_of, kept, patient, teacher_of
 from memory_r1.train.policy import Policy
+from memory_r1.train.processes import present
 from memory_r1.train.remote import RemoteSampler
 from memory_r1.train.rewards import Reward, open_reward
 from memory_r1.train.rollout import Rollout, play
@@ -68,6 +70,8 @@ class Stage:
     """What an answer is worth."""
     teacher: Agents | None = None
     """Whom the policy imitates, in its roles, and the partners then; None: it learns by itself."""
+    gathered: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Within it each process plays at its own pace, whatever the weights are spread over."""
 
     def begin(self, start: Situation | Task) -> Episode:
         """A fresh episode."""
@@ -131,7 +135,10 @@ class Stage:
             seed = random.Random(f"{self.run.seed}/{step}/{next(calls)}").randrange(2**62)
             return (self.sampler or self.policy).generate(prompts, seed=seed)
 
-        played = play(episodes, sample_once, self.frozen)
+        with self.gathered():
+            played = play(episodes, sample_once, self.frozen)
+        rewards = [rollout.outcome.reward if rollout.outcome else None for rollout in played]
+        present().check_same("rewards", rewards)
         return played if self.sampler is None else self.sampler.accept(played, groups)
 
     def evaluate(self) -> dict[str, float]:
@@ -139,7 +146,8 @@ class Stage:
         episodes = [self.begin(start) for start in self.held_out]
         if not episodes:
             return {}
-        played = play(episodes, partial(self.policy.generate, seed=None), self.frozen)
+        with self.gathered():
+            played = play(episodes, partial(self.policy.generate, seed=None), self.frozen)
         metrics = {f"eval_{k}": v for k, v in describe(played).items() if k in _EVALUATED}
         answers = [r for r in played if isinstance(r.episode, AnswerEpisode)]
         if 0 < len(answers) < len(played):
@@ -149,8 +157,10 @@ class Stage:
         return metrics
 
     def save(self, out: Path) -> None:
-        """The trained model and, beside it, who plays which role."""
+        """The trained model and, beside it, who plays which role; all processes call it."""
         self.policy.save(out / MODEL)
+        if not self.policy.processes.first:
+            return
         players = {role: _portable(player, out) for role, player in self.players.items()}
         players |= dict.fromkeys(self.run.trains, MODEL)
         text = json.dumps(players, indent=2, sort_keys=True)
@@ -255,6 +265,8 @@ def prepare(run: Run, say: Callable[[str], None] = lambda text: None) -> Stage:
     practised, held_out = dialogues_of(run)
     say(f"building banks from {len(practised)} dialogues")
     announce(run, teacher or frozen, embedder, settings, practised, say)
+    frozen = present().split_agents(patient(frozen, say))
+    teacher = None if teacher is None else present().split_agents(patient(teacher, say))
     practice = starts(run, teacher or frozen, embedder, settings, practised, practised=True)
     tested = starts(run, frozen, embedder, settings, held_out)
     if not practice:
@@ -273,6 +285,7 @@ def prepare(run: Run, say: Callable[[str], None] = lambda text: None) -> Stage:
         players,
         reward=reward,
         teacher=teacher,
+        gathered=policy.gathered,
     )
     return _fitting(stage, say)
 

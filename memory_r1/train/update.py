@@ -8,9 +8,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from memory_r1.errors import MemoryR1Error
 from memory_r1.train.policy import MicroBatch, Policy, Row, Scored, micro_batches, sampled_logps
+from memory_r1.train.processes import Processes
 from memory_r1.train.rollout import Rollout
 from memory_r1.train.runfile import Optimizer, Run
 
@@ -41,10 +43,37 @@ def rows_of(rollouts: Sequence[Rollout], advantages: Sequence[float]) -> list[Ro
 
 
 def split(rows: Sequence[Row], policy: Policy, run: Run) -> list[MicroBatch]:
-    """Rows as micro-batches within the run's token budget."""
-    return list(
-        micro_batches(rows, run.steps.micro_batch_tokens, policy.llm.pad_id, policy.model.device)
-    )
+    """This process's share of the rows as micro-batches within the run's token budget.
+
+    Prompts stay whole. Sharded weights are gathered by all processes together, so there each has
+    as many micro-batches as the others: what lacks is filled up with ones in which nothing counts.
+    """
+
+    def batched(part: Sequence[int]) -> list[MicroBatch]:
+        found = micro_batches(
+            [rows[i] for i in part],
+            run.steps.micro_batch_tokens,
+            policy.llm.pad_id,
+            policy.model.device,
+        )
+        return [batch._replace(rows=[part[i] for i in batch.rows]) for batch in found]
+
+    batches = batched(_share(rows, policy.processes))
+    if policy.sharded:
+        filler = (batches or batched([0]))[-1]
+        idle = filler._replace(mask=torch.zeros_like(filler.mask))
+        batches += [idle] * int(policy.processes.most(len(batches)) - len(batches))
+    return batches
+
+
+def _share(rows: Sequence[Row], processes: Processes) -> list[int]:
+    """The rows this process learns from; those of one prompt belong together."""
+    of: dict[tuple[int, ...], list[int]] = {}
+    for i, row in enumerate(rows):
+        of.setdefault(row.step.prompt_ids, []).append(i)
+    sizes = [len(prompt) + sum(len(rows[i].step.ids) for i in part) for prompt, part in of.items()]
+    trees = list(of.values())
+    return sorted(i for tree in processes.share(sizes) for i in trees[tree])
 
 
 def in_parts(rows: Sequence[Row], parts: int, seed: int) -> Iterator[list[int]]:
@@ -83,17 +112,23 @@ class Trained(Protocol):
         ...
 
 
-def finish_step(model: Trained, optimizer: torch.optim.Optimizer, clip: float) -> float:
-    """Clip the gradient, move the weights, forget the gradient; returns its norm before clipping.
+def finish_step(
+    model: Trained, optimizer: torch.optim.Optimizer, clip: float, processes: Processes
+) -> float:
+    """Add up and clip the gradient, move the weights, forget it; returns its norm before clipping.
 
     Raises MemoryR1Error, with the weights unmoved, when the gradient is not finite.
     """
-    norm = float(nn.utils.clip_grad_norm_(list(model.parameters()), clip))
+    parameters = list(model.parameters())
+    processes.add_gradients(parameters)
+    found = nn.utils.clip_grad_norm_(parameters, clip)
+    norm = float(found.full_tensor() if isinstance(found, DTensor) else found)
     if not norm < float("inf"):
         optimizer.zero_grad(set_to_none=True)
         raise MemoryR1Error(
-            f"the gradient became {norm}: the run stopped before it could spoil the weights. "
-            "Start a new folder with a lower optimizer.lr"
+            f"the gradient became {norm}: the run stopped before it could spoil the weights. The "
+            "last checkpoint is whole; go on from it with a lower rate, as in --resume "
+            "optimizer.lr=1e-6, or start a new folder"
         )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
