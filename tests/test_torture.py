@@ -8,11 +8,12 @@ import pytest
 
 pytest.importorskip("psutil")
 
-from torture import fuzz, hostile, injection, kills, races, servers  # noqa: E402
+from torture import fuzz, hostile, injection, isolation, kills, races, servers  # noqa: E402
 from torture.made import Figures, memory, turn_of, verify  # noqa: E402
 
 from memory_r1 import extract  # noqa: E402
 from memory_r1.llm.open import open_agents  # noqa: E402
+from memory_r1.serve.server.caller import Caller  # noqa: E402
 from memory_r1.store.sqlite import SqliteStore  # noqa: E402
 
 pytestmark = [
@@ -102,7 +103,21 @@ def test_what_fuzzing_has_found_is_read_or_refused(target):
         fuzz.TARGETS[target](file.read_bytes())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_nobody_reads_a_word_of_anothers_through_any_face(seed):
+    figures = isolation.mingle(300, seed)
+    assert not figures.wrong and figures.counts["with_words"] > 50
+    assert all(figures.counts[face] for face in isolation.FACES if face != "command")
+
+
 # That it would notice
+
+
+@pytest.mark.slow
+def test_a_face_that_shows_others_is_noticed(monkeypatch):
+    monkeypatch.setattr(Caller, "may", lambda self, owner: True)
+    assert any("shows" in line for line in isolation.mingle(150, 0).wrong)
 
 
 def test_a_text_outside_its_quotes_is_noticed(monkeypatch):

@@ -20,7 +20,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from memory_r1.llm.open import open_agents  # noqa: E402
-from torture import hostile, injection, kills, races, servers  # noqa: E402
+from torture import (  # noqa: E402
+    hostile,
+    injection,
+    isolation,
+    kills,
+    races,
+    servers,
+    training,
+    training_faults,
+)
 from torture.made import Figures  # noqa: E402
 
 Torture = Callable[[float, int], dict[str, Figures]]
@@ -73,6 +82,11 @@ def hostile_models(scale: float, seed: int) -> dict[str, Figures]:
     }
 
 
+def faces(scale: float, seed: int) -> dict[str, Figures]:
+    """Three users through every face at once."""
+    return {"every face": isolation.mingle(_times(scale, 5000), seed)}
+
+
 def injections(scale: float, seed: int) -> dict[str, Figures]:
     """Stored texts that try to act; harmless ones beside them."""
     told = injection.ATTACKS[: _times(scale, len(injection.ATTACKS))]
@@ -88,6 +102,11 @@ def injections(scale: float, seed: int) -> dict[str, Figures]:
     }
 
 
+def trainings(scale: float, seed: int) -> dict[str, Figures]:
+    """Training killed, poisoned, without its judge, without room on the disk."""
+    return training_faults.torment(list(training.RUNS), _times(scale, 15), seed)
+
+
 TORTURES: Mapping[str, Torture] = {
     "sqlite-kills": sqlite_kills,
     "postgres-kills": postgres_kills,
@@ -96,6 +115,8 @@ TORTURES: Mapping[str, Torture] = {
     "postgres-races": postgres_races,
     "hostile-models": hostile_models,
     "injection": injections,
+    "isolation": faces,
+    "training": trainings,
 }
 
 
