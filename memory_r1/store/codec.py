@@ -198,6 +198,14 @@ def feedback_from_json(fields: Json, owner: Owner) -> Feedback:
     return Feedback(owner=owner, at=_read(fields["at"]), used=tuple(fields["used"]), **given)
 
 
+def record_of_row(row: tuple[Any, ...]) -> Record:
+    """The record of a row: kind, key, moment, packed owner or None, packed body."""
+    kind, key, at, owner, body = row
+    moment = datetime.fromisoformat(at) if isinstance(at, str) else as_utc(at)
+    whose = None if owner is None else owner_of_key(owner)
+    return Record(kind, key, moment, unpack(body), whose)
+
+
 def clean_record(record: Record) -> Record:
     """The record with its moment in UTC and its body its own; StoreError when that isn't JSON."""
     return replace(record, at=as_utc(record.at), body=_own(record.body, "the body of a record"))

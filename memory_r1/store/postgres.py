@@ -393,13 +393,7 @@ class PostgresStore:
     def _kept(self, which: str, *values: object) -> list[Record]:
         self._hold(_RECORDS)
         rows = self._run(f"SELECT kind, key, at, owner, body FROM records WHERE {which}", values)
-        return [
-            Record(
-                *(kind, key, as_utc(at), codec.unpack(body)),
-                owner=codec.owner_of_key(owner) if owner is not None else None,
-            )
-            for kind, key, at, owner, body in rows
-        ]
+        return [codec.record_of_row(row) for row in rows]
 
     def drop_records(
         self, kind: str, *, key: str | None = None, before: datetime | None = None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from pydantic import TypeAdapter, ValidationError
 
 from memory_r1.errors import ConfigError
 from memory_r1.filters import DEEPEST
-from memory_r1.serve.rest.once import MayRepeat
+from memory_r1.serve.rest.once import MayRepeat, changed
 from memory_r1.serve.rest.shapes import (
     Added,
     Adding,
@@ -113,7 +113,12 @@ def _conditions(text: str) -> dict[str, Any] | None:
 
 
 def _held(
-    service: Serves, caller: Calls, entry_id: str, user_id: str, agent_id: str, run_id: str
+    entry_id: str,
+    service: Serves,
+    caller: Calls,
+    user_id: str = "",
+    agent_id: str = "",
+    run_id: str = "",
 ) -> Owner:
     """Whose entry it is: as the request says, or as its id does."""
     if user_id:
@@ -121,17 +126,12 @@ def _held(
     return caller.holder(service.memory, entry_id)
 
 
+Held = Annotated[Owner, Depends(_held)]
+
+
 @routes.get("/memories/{entry_id}", response_model=EntryShape, responses=responses(404))
-def get(
-    entry_id: str,
-    service: Serves,
-    caller: Calls,
-    user_id: str = "",
-    agent_id: str = "",
-    run_id: str = "",
-) -> Reply:
+def get(entry_id: str, service: Serves, owner: Held) -> Reply:
     """One memory, current or superseded."""
-    owner = _held(service, caller, entry_id, user_id, agent_id, run_id)
     return Reply(EntryShape.of(service.memory.get(entry_id, **ids(owner))))
 
 
@@ -141,58 +141,33 @@ def update(
     body: Correcting,
     service: Serves,
     caller: Calls,
+    owner: Held,
     repeat: MayRepeat,
-    user_id: str = "",
-    agent_id: str = "",
-    run_id: str = "",
 ) -> Reply:
     """Correct what a memory says, or what is kept with it; its id and history stay."""
-    owner = _held(service, caller.writing(), entry_id, user_id, agent_id, run_id)
-
-    def work() -> Reply:
-        row = service.memory.update(
+    caller.writing()
+    return changed(
+        service,
+        repeat,
+        owner,
+        lambda: service.memory.update(
             entry_id, body.text, **ids(owner), metadata=body.metadata, expires=body.expires
-        )
-        service.metrics.count([row])
-        return Reply(RowShape.of(row))
-
-    return service.replies.once(repeat, owner, work)
+        ),
+    )
 
 
 @routes.delete("/memories/{entry_id}", response_model=RowShape, responses=responses(404, 409))
-def delete(
-    entry_id: str,
-    service: Serves,
-    caller: Calls,
-    repeat: MayRepeat,
-    user_id: str = "",
-    agent_id: str = "",
-    run_id: str = "",
-) -> Reply:
+def delete(entry_id: str, service: Serves, caller: Calls, owner: Held, repeat: MayRepeat) -> Reply:
     """Take a memory out of search; its history stays, and undo brings it back."""
-    owner = _held(service, caller.writing(), entry_id, user_id, agent_id, run_id)
-
-    def work() -> Reply:
-        row = service.memory.delete(entry_id, **ids(owner))
-        service.metrics.count([row])
-        return Reply(RowShape.of(row))
-
-    return service.replies.once(repeat, owner, work)
+    caller.writing()
+    return changed(service, repeat, owner, lambda: service.memory.delete(entry_id, **ids(owner)))
 
 
 @routes.get("/memories/{entry_id}/history", response_model=HistoryShape, responses=responses(404))
-def history(
-    entry_id: str,
-    service: Serves,
-    caller: Calls,
-    user_id: str = "",
-    agent_id: str = "",
-    run_id: str = "",
-) -> Reply:
+def history(entry_id: str, service: Serves, owner: Held) -> Reply:
     """How a memory read over time, and every operation on it with its reason."""
-    owner = ids(_held(service, caller, entry_id, user_id, agent_id, run_id))
-    versions = service.memory.history(entry_id, **owner)
-    rows = service.memory.journal(**owner, entry_id=entry_id)
+    versions = service.memory.history(entry_id, **ids(owner))
+    rows = service.memory.journal(**ids(owner), entry_id=entry_id)
     return Reply(
         HistoryShape(
             versions=[EntryShape.of(version) for version in versions],

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import Depends, Header, Request
 
+from memory_r1.serve.rest.shapes import RowShape
 from memory_r1.serve.server.replies import Once
-from memory_r1.serve.server.service import Calls
+from memory_r1.serve.server.reply import Reply
+from memory_r1.serve.server.service import Calls, Service
+from memory_r1.types import JournalRow, Owner
 
 
 async def once_of(
@@ -33,3 +37,16 @@ async def once_of(
 
 
 MayRepeat = Annotated[Once, Depends(once_of)]
+
+
+def changed(
+    service: Service, repeat: Once, owner: Owner, change: Callable[[], JournalRow]
+) -> Reply:
+    """The reply that tells of one operation, done once."""
+
+    def work() -> Reply:
+        row = change()
+        service.metrics.count([row])
+        return Reply(RowShape.of(row))
+
+    return service.replies.once(repeat, owner, work)

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from memory_r1.serve.rest.memories import COMMON, Page
-from memory_r1.serve.rest.once import MayRepeat
+from memory_r1.serve.rest.once import MayRepeat, changed
 from memory_r1.serve.rest.shapes import (
     Added,
     FeedbackShape,
@@ -63,13 +63,9 @@ def approve(
 ) -> Reply:
     """Do what was proposed."""
     owner = caller.writing().owner(body.user_id, body.agent_id, body.run_id)
-
-    def work() -> Reply:
-        row = service.memory.approve(operation_id, **ids(owner))
-        service.metrics.count([row])
-        return Reply(RowShape.of(row))
-
-    return service.replies.once(repeat, owner, work)
+    return changed(
+        service, repeat, owner, lambda: service.memory.approve(operation_id, **ids(owner))
+    )
 
 
 @routes.post(
