@@ -5,9 +5,12 @@
 #   make test-all     the whole suite
 #   make check        formatting, lint, types
 #   make format       the same, mended
-#   make docs         docs/cli.md, from the program's own help
+#   make docs         docs/cli.md and docs/reference.md, from the program's help and docstrings
 #   make peers        the packages we are drop-ins for (mem0, LangGraph, LangMem), for test-all
 #   make test-verl    the engine for clusters, with verl and Ray, without GPUs
+#   make torture      kills, races, hostile models, faults of training; hours; figures of reliability
+#   make fuzz         everything that reads what others wrote, a minute each (Linux)
+#   make audit        known faults of what we depend on (needs the network), and its licences
 #
 # torch comes from the package index pip is set up with. Where that would bring the large CUDA
 # build, ask for PyTorch's own CPU index:
@@ -22,12 +25,15 @@ PEERS := .venv-peers
 PEERS_INSTALLED := $(PEERS)/.installed
 VERL := .venv-verl
 VERL_INSTALLED := $(VERL)/.installed
+TORTURE_INSTALLED := $(VENV)/.torture
+AUDIT := .venv-audit
+AUDIT_INSTALLED := $(AUDIT)/.installed
 
 export PYTHONHASHSEED ?= 0
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help quickstart test test-all check format docs install peers test-verl clean
+.PHONY: help quickstart test test-all check format docs install peers test-verl torture fuzz audit clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -82,6 +88,30 @@ $(VERL_INSTALLED): pyproject.toml tests/verl/requirements.txt
 		$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r tests/verl/requirements.txt -e .
 	touch $@
 
+# SCALE=0.1 does a tenth, ONLY="training injection" those alone.
+torture: $(TORTURE_INSTALLED)
+	$(BIN)/python tests/torture/run.py --scale $(or $(SCALE),1) $(if $(ONLY),--only $(ONLY))
+
+fuzz: $(TORTURE_INSTALLED)
+	$(BIN)/python tests/torture/fuzz.py --seconds $(or $(SECONDS),60)
+
+$(TORTURE_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet \
+		-c constraints.txt -e '.[torture]'
+	touch $@
+
+# Strict: what can't be looked up, as without the network, fails like what is known to be faulty.
+audit: $(INSTALLED) $(AUDIT_INSTALLED)
+	$(BIN)/python tests/licences.py
+	$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+
+# In an environment of its own: what it needs is no dependency of ours.
+$(AUDIT_INSTALLED):
+	$(PYTHON) -m venv $(AUDIT)
+	echo '*' > $(AUDIT)/.gitignore
+	$(AUDIT)/bin/python -m pip install --disable-pip-version-check --quiet 'pip-audit>=2.9,<3'
+	touch $@
+
 clean:
 	rm -rf build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find . -name __pycache__ -type d -not -path './$(VENV)/*' -not -path './$(PEERS)/*' -not -path './$(VERL)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -not -path './$(PEERS)/*' -not -path './$(VERL)/*' -not -path './$(AUDIT)/*' -prune -exec rm -rf {} +

@@ -33,6 +33,7 @@ SLOW = {"train_your_own.md"}
 OTHERS = [
     ROOT / "CONTRIBUTING.md",
     ROOT / "CHANGELOG.md",
+    ROOT / "SECURITY.md",
     *ROOT.glob("memory_r1/models/*/README.md"),
 ]
 PEERS = ROOT / ".venv-peers" / "bin" / "python"

@@ -117,3 +117,27 @@ def test_a_service_is_reached_and_nothing_else(attempts, server, tmp_path, monke
     examine(str(tmp_path / "memory.db"), f"{server.url}#m", f"{server.url}#nomic")
     assert set(attempts) == {("127.0.0.1", server.http.server_port)}
     assert server.bodies
+
+
+def test_a_server_with_all_its_faces_reaches_its_services_and_nothing_else(
+    attempts, server, tmp_path, monkeypatch
+):
+    """FastAPI, the MCP SDK and Prometheus' client could all tell somebody; none does."""
+    pytest.importorskip("fastapi", reason="the server needs the extra [serve]")
+    import httpx
+    from made_server import serving
+
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-mine")
+    memory = Memory(tmp_path / "memory.db", llm=f"{server.url}#m")
+    with serving(memory, upstream=server.url) as url, httpx.Client(base_url=url) as api:
+        turn = {"user_id": "ann", "messages": "I adopted a dog named Rex."}
+        assert api.post("/v1/memories", json=turn).status_code == 200
+        chat = {"model": "m", "user": "ann", "messages": [{"role": "user", "content": "My dog?"}]}
+        assert api.post("/v1/chat/completions", json=chat).status_code == 200
+        listed = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
+        accepts = {"Accept": "application/json, text/event-stream"}
+        assert api.post("/mcp?user_id=ann", json=listed, headers=accepts).status_code == 200
+        for path in ("/metrics", "/openapi.json", "/", "/ui"):
+            assert api.get(path, follow_redirects=True).status_code in (200, 404)
+        own = httpx.URL(url).port
+    assert set(attempts) == {("127.0.0.1", server.http.server_port), ("127.0.0.1", own)}

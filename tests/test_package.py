@@ -62,7 +62,9 @@ def test_the_wheel_holds_the_package_its_types_and_its_models(built):
 def test_the_source_archive_can_be_tested(built):
     (archive,) = built.glob("*.tar.gz")
     names = {name.split("/", 1)[1] for name in tarfile.open(archive).getnames()}
-    wanted = {"pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt"}
+    wanted = {"pyproject.toml", "README.md", "LICENSE", "Makefile", "SECURITY.md"} | {
+        "constraints.txt"
+    }
     assert wanted | {"tests/test_package.py"} | sources({".py"}) <= names
 
 

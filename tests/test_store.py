@@ -950,3 +950,13 @@ def test_ids_keep_rising_when_the_clock_steps_back(monkeypatch):
     monkeypatch.setattr("memory_r1.store.ids.time.time_ns", lambda: 3_000_000_000_000_000_000)
     assert new_id() > first
     monkeypatch.setattr("memory_r1.store.ids._last_millisecond", 0)
+
+
+def test_a_new_file_is_its_owners_alone(tmp_path):
+    store = open_store(tmp_path / "m.db")
+    store.put(entry("a"), EAST)
+    assert {path.stat().st_mode & 0o077 for path in tmp_path.iterdir()} == {0}
+    store.close()
+    (tmp_path / "m.db").chmod(0o660)  # what its owner allows stays allowed
+    open_store(tmp_path / "m.db").close()
+    assert (tmp_path / "m.db").stat().st_mode & 0o777 == 0o660

@@ -140,9 +140,11 @@ class PostgresStore:
         vector = codec.clean_vector(vector)
         key = _key(entry.owner)
         with self._writing(key):
+            # In an order, so that it is an index that is read: for any row of an owner PostgreSQL
+            # would read the table until one comes, all of it for someone who is new.
             known = self._run(
-                "SELECT coalesce(version, 0), (SELECT vector_dims(vector) FROM versions v"
-                " WHERE v.owner = number AND v.id != %(id)s LIMIT 1) FROM owners"
+                "SELECT coalesce(version, 0), (SELECT vector_dims(vector) FROM versions v WHERE"
+                " v.owner = number AND v.id != %(id)s ORDER BY v.id LIMIT 1) FROM owners"
                 " LEFT JOIN heads h ON h.owner = number AND h.id = %(id)s WHERE key = %(key)s",
                 {"id": entry.id, "key": key},
             )

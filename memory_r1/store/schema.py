@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from memory_r1.errors import StoreError
@@ -75,6 +76,7 @@ def connect(path: Path, timeout: float, power_safe: bool = False) -> sqlite3.Con
     if path.is_dir():
         raise StoreError(f"can't open {path}: it is a folder; name a file in it")
     with storage_errors(path):
+        _create_private(path)
         connection = sqlite3.connect(
             path, timeout=timeout, isolation_level=None, check_same_thread=False
         )
@@ -88,6 +90,12 @@ def connect(path: Path, timeout: float, power_safe: bool = False) -> sqlite3.Con
             connection.close()
             raise
     return connection
+
+
+def _create_private(path: Path) -> None:
+    """A new file is its owner's alone; SQLite gives the files beside it the same permissions."""
+    with suppress(OSError):  # it is there, or SQLite says better why it can't be
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
 @contextmanager
