@@ -9,7 +9,8 @@ from memory_r1.store.index import Index
 from memory_r1.types import Owner
 
 ENTRIES: Final = 200_000
-"""Entries kept over all owners, of some 1.5 to 2 kB each; the index used last always stays."""
+"""Entries kept over all owners, of 2 kB each and 4.5 where one owner has 100,000; the index used
+last always stays."""
 
 
 class Cached(Protocol):
