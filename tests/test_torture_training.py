@@ -266,8 +266,8 @@ def test_a_start_that_was_killed_can_be_started_again(learn, tmp_path, monkeypat
 @pytest.mark.slow
 @pytest.mark.parametrize("name", training.RUNS)
 def test_a_run_killed_and_resumed_ends_as_the_one_left_alone(name):
-    figures = training.kill_training(name, 3, seed=1)
-    assert figures.counts["kills"] == 3 and figures.counts["runs"] and not figures.wrong
+    figures = training.kill_training(name, 1, seed=1)  # `make torture` kills them more often
+    assert figures.counts["kills"] == 1 and figures.counts["runs"] and not figures.wrong
 
 
 @pytest.mark.slow
