@@ -243,14 +243,13 @@ def test_every_page_can_be_reached_from_the_readme():
 def test_the_readmes_map_names_what_exists():
     text = (ROOT / "README.md").read_text("utf-8")
     tree = re.search(r"```\nmemory-r1/\n(.*?)```", text, re.DOTALL)[1]
-    inside = False
+    folders = [ROOT]
     for line in tree.splitlines():
-        name = re.match(r"[│├└─ ]*([\w./-]+)", line)[1]
-        if name == "memory_r1/":
-            inside = True
-            continue
-        base = ROOT / "memory_r1" if inside else ROOT
-        assert (base / name).exists(), f"the README's map names {name}"
+        drawn, name = re.match(r"([│├└─ ]*)([\w./-]+)", line).groups()
+        depth = len(drawn) // 4  # each level is drawn four signs wide
+        there = folders[depth - 1] / name
+        assert there.exists(), f"the README's map names {name}"
+        folders[depth:] = [there]
 
 
 if __name__ == "__main__":
