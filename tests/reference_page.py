@@ -163,7 +163,8 @@ def _thing(node, after):
     """A function, or an alias with the string that follows it."""
     if _is_constant(node):
         yield f"#### {_defines(node)[0]}\n"
-        yield f"```python\n{_wrapped(ast.unparse(node))}\n```\n"
+        shown = ast.unparse(node).replace("'", '"')  # as the formatter has it
+        yield f"```python\n{_wrapped(shown)}\n```\n"
         yield from [f"{after}\n"] if after else []
         return
     yield f"#### {node.name}\n"
