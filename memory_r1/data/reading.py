@@ -137,6 +137,8 @@ def items(path: Path, feature: str, source: str) -> Iterator[Any]:
                     yield builder.value
     except OSError as error:
         raise DataError(f"{path} can't be read: {error.strerror}") from error
+    except UnicodeDecodeError:  # half a surrogate pair in the name of a field
+        raise DataError(f"{path} is not text, so not the JSON expected; {source}") from None
     except ijson.JSONError as error:
         seen = str(error).strip("b'\"").split("\\n")[0].split("\n")[0]
         if "premature EOF" in seen or "ncomplete" in seen:

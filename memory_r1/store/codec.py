@@ -93,7 +93,7 @@ def entry_from_json(fields: Json, owner: Owner) -> Entry:
         superseded=_read_moment(fields["superseded"]),
         expires=_read_moment(fields["expires"]),
         version=fields["version"],
-        metadata=fields["metadata"],
+        metadata=_object(fields["metadata"]),
     )
 
 
@@ -171,7 +171,7 @@ def message_from_json(fields: Json, owner: Owner) -> Message:
         received=_read(fields["received"]),
         state=fields["state"],
         error=fields["error"],
-        metadata=fields["metadata"],
+        metadata=_object(fields["metadata"]),
         expires=_read_moment(fields["expires"]),
         verbatim=fields["verbatim"],
         since=_read_moment(fields["since"]),
@@ -281,6 +281,13 @@ def line_of(versions: Sequence[Entry]) -> list[Entry]:
         for entry, following in zip(versions, versions[1:], strict=False)
     ]
     return [*followed, *versions[-1:]]
+
+
+def _object(value: object) -> Json:
+    """What a file says is an object; TypeError when it is something else."""
+    if not isinstance(value, dict):
+        raise TypeError(f"expected an object, got {value!r:.80}")
+    return value
 
 
 def _own(metadata: Mapping[str, Any], what: str = "metadata") -> Json:
