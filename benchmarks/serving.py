@@ -1,6 +1,6 @@
 """`memory-r1 serve` under load: latency at a fixed rate, throughput, what the proxy adds.
 
-    python benchmarks/serving.py [--runs 5] [--part latency|throughput|proxy]
+    python benchmarks/serving.py [--runs 5] [--part latency|throughput|proxy|paint]
 
 The server runs in a process of its own on one core, the client on another, over loopback; the
 store is a SQLite file in which one user has 10,000 entries, made of LoCoMo's turns (found through
@@ -9,7 +9,8 @@ MEMORY_R1_DATA); what is asked are LoCoMo's questions. No model is called.
 latency: searches at 100 a second by a fixed schedule, each timed from the moment it was due, so
 that a server that stalls is charged for all who wait meanwhile. throughput: 16 clients, each
 sending its next request when the last is answered: see MIX. proxy: a chat through
-/v1/chat/completions and straight to the upstream, in turn.
+/v1/chat/completions and straight to the upstream, in turn. paint: when Chromium shows the first
+page of the inspector, of a server just started (only when asked for; needs playwright, chromium).
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ MIX = {"search": 60, "get": 15, "list": 10, "add": 10, "update": 3, "undo": 2}
 """Of a hundred requests."""
 USER = "ann"
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+PARTS = ("latency", "throughput", "proxy", "paint")
 
 
 def fill(path: Path) -> None:
@@ -240,6 +244,8 @@ def measured(part: str, path: Path, asked: Sequence[str]) -> dict[str, Any]:
     with an_upstream() as upstream:
         url = "http://{}:{}/v1".format(*upstream)
         with served(path, *(["--upstream", url] if part == "proxy" else [])) as at:
+            if part == "paint":  # of a server that has read nothing yet
+                return paint(at)
             asyncio.run(_warm(at, asked))
             match part:
                 case "latency":
@@ -247,6 +253,23 @@ def measured(part: str, path: Path, asked: Sequence[str]) -> dict[str, Any]:
                 case "throughput":
                     return asyncio.run(throughput(at, asked))
             return asyncio.run(proxy(at, upstream, asked))
+
+
+def paint(at: tuple[str, int]) -> dict[str, float]:
+    """Milliseconds to the first contentful paint of the list of memories, in a new browser."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as player:
+        browser = player.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        page = browser.new_page()
+        page.goto(f"http://{at[0]}:{at[1]}/memories?user_id={USER}")
+        page.wait_for_timeout(200)
+        first = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+        shown: float = page.evaluate(first)
+        browser.close()
+    return {"list": shown}
 
 
 def _median(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -258,7 +281,7 @@ def main() -> None:
     """Parse the options and print the figures."""
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--runs", type=int, default=3)
-    options.add_argument("--part", choices=("latency", "throughput", "proxy"), action="append")
+    options.add_argument("--part", choices=PARTS, action="append")
     options.add_argument("--store", type=Path, help="keep the filled store here, or take it")
     options.add_argument("--upstream", action="store_true", help=argparse.SUPPRESS)
     chosen = options.parse_args()
@@ -272,7 +295,7 @@ def main() -> None:
         filled, path = chosen.store or Path(folder) / "filled.db", Path(folder) / "memory.db"
         if not filled.exists():
             fill(filled)
-        for part in chosen.part or ("latency", "throughput", "proxy"):
+        for part in chosen.part or PARTS[:3]:
             found = []
             for _ in range(chosen.runs):
                 shutil.copy(filled, path)

@@ -9,7 +9,7 @@ import pytest
 from made_server import serving
 
 from memory_r1 import Memory
-from memory_r1.errors import ConfigError
+from memory_r1.errors import ConfigError, StoreError
 from memory_r1.llm import ScriptedLLM
 from memory_r1.serve.server.keys import Keys
 from memory_r1.serve.server.settings import Serving
@@ -498,3 +498,20 @@ def test_metrics_name_routes_and_no_ids(api, user):
     assert 'memory_r1_operations_total{op="ADD"}' in text
     assert 'route="/v1/memories/{entry_id}"' in text and entry not in text
     assert "memory_r1_waiting_owners 0.0" in text
+
+
+def test_a_store_that_is_away_for_a_moment_is_looked_after_again():
+    memory, tries = Memory("ram:"), []
+    again = threading.Event()
+
+    def resume(deferred=False):
+        tries.append(deferred)
+        if len(tries) == 2:  # the first is the start of the server
+            raise StoreError("the store is away")
+        if len(tries) > 3:
+            again.set()
+
+    memory.resume = resume
+    with serving(memory, retry_every=0.01):
+        assert again.wait(10)
+    assert tries[:3] == [False, True, True]

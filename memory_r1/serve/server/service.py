@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -12,7 +13,7 @@ from limits import RateLimitItem, parse
 from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
-from memory_r1.errors import ConfigError
+from memory_r1.errors import ConfigError, MemoryR1Error
 from memory_r1.memory import Memory
 from memory_r1.serve.server.caller import Caller, Unauthorized, identified, shown_in
 from memory_r1.serve.server.keys import Keys
@@ -76,9 +77,12 @@ class Service:
         """Retry what was deferred, and forget old replies."""
         every = self.settings.retry_every
         while not self._stop.wait(every or timedelta(hours=1).total_seconds()):
-            if every:
-                self.memory.resume(deferred=True)
-            self.replies.drop_old()
+            try:
+                if every:
+                    self.memory.resume(deferred=True)
+                self.replies.drop_old()
+            except MemoryR1Error as error:  # a store that is away for now: the next round comes
+                logging.getLogger("memory_r1").warning("looking after the store failed: %s", error)
 
 
 def _rate(text: str) -> RateLimitItem | None:
