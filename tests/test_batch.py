@@ -11,14 +11,16 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from memory_r1.errors import ConfigError  # noqa: E402
+from memory_r1.train.attention import (  # noqa: E402
+    attention_for,
+    attention_mask,
+    hidden_states,
+    layout,
+)
 from memory_r1.train.batch import (  # noqa: E402
     Branch,
     Tree,
-    attention_for,
-    attention_mask,
     by_tokens,
-    hidden_states,
-    layout,
     pack,
 )
 from memory_r1.train.teach import backward  # noqa: E402
@@ -202,7 +204,7 @@ def test_tree_attention_is_attention_under_the_mask_in_half_precision_too(model)
     torch.testing.assert_close(fused.float(), masked.float(), atol=0.15, rtol=0.05)
 
 
-def test_a_gpu_computes_trees_in_fused_kernels_and_a_cpu_in_matrix_products():
+def test_a_gpu_computes_trees_under_a_mask_and_a_cpu_in_two_parts():
     assert attention_for("cpu") == "tree"
     assert {attention_for(device) for device in ("cuda", "xpu", "mps")} == {"fused_tree"}
 

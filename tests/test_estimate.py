@@ -100,7 +100,8 @@ def test_a_layers_activations_are_what_torch_keeps_within_a_quarter(kind, lora, 
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     peft = pytest.importorskip("peft")
-    from memory_r1.train.batch import Branch, Tree, hidden_states, pack
+    from memory_r1.train.attention import hidden_states
+    from memory_r1.train.batch import Branch, Tree, pack
 
     sizes = {**SMALL, "hidden_size": 96, "intermediate_size": 320, "head_dim": 16}
     if wide:

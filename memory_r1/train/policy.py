@@ -17,13 +17,12 @@ from torch.utils.checkpoint import checkpoint
 from memory_r1.llm.folders import STYLE_FILE
 from memory_r1.llm.local import LocalLLM, _no_progress_bars
 from memory_r1.llm.sampler import sample
+from memory_r1.train.attention import attention_for, hidden_states
 from memory_r1.train.batch import (
     Branch,
     Packed,
     Tree,
-    attention_for,
     by_tokens,
-    hidden_states,
     pack,
 )
 from memory_r1.train.processes import present

@@ -18,7 +18,8 @@ from torch.nn.functional import cross_entropy
 from memory_r1.data.world import WorldWords
 from memory_r1.errors import MemoryR1Error
 from memory_r1.llm.prompting import ARROW, KNOWN
-from memory_r1.train.batch import Branch, Packed, Tree, by_tokens, hidden_states, pack
+from memory_r1.train.attention import hidden_states
+from memory_r1.train.batch import Branch, Packed, Tree, by_tokens, pack
 from memory_r1.train.lessons import Lesson, Teacher, Vice
 
 
