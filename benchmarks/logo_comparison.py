@@ -4,8 +4,9 @@
 
 Trains with `memory-r1 train` from tiny-base and plays the whole pipeline over test dialogues of as
 many sessions, which no run is tuned on; questions are asked at the end. What is finished in OUT is
-not done again, so a stopped comparison goes on where it was, and `--table` prints what is there.
-Each job uses one thread: with one, a run file and a seed give the same weights.
+not done again, so a stopped comparison goes on where it was, `--table` prints what is there, and
+`--plot FILE` draws how the runs got there. Each job uses one thread: with one, a run file and a
+seed give the same weights.
 """
 
 from __future__ import annotations
@@ -137,6 +138,9 @@ def main() -> None:
     options.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS])
     options.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options.add_argument("--table", action="store_true", help="only print what is finished")
+    options.add_argument(
+        "--plot", type=Path, help="only draw the held-out curves of what is finished"
+    )
     options.add_argument("--play", nargs=3, metavar=("SYSTEM", "WORLD", "JSON"))
     asked = options.parse_args()
     if asked.play:
@@ -158,6 +162,9 @@ def main() -> None:
         for row in rows
         if horizon in row.horizons
     ]
+    if asked.plot:
+        draw(out, asked.plot, asked.horizons, rows, asked.seeds)
+        return
     if not asked.table:
         with ThreadPoolExecutor(asked.jobs) as pool:
             for done in [pool.submit(job.run, out) for job in jobs]:
@@ -253,6 +260,55 @@ def print_table(out: Path, horizon: int, rows: Sequence[Row], seeds: Sequence[in
             f"| {row.name} | {ems:.1f} | {each} | {f1s:.1f} | {np.mean(tokens):,.0f} | "
             f"{entries:.1f} | {gain} |"
         )
+
+
+def draw(
+    out: Path, target: Path, horizons: Sequence[int], rows: Sequence[Row], seeds: Sequence[int]
+) -> None:
+    """Exact match on each run's held-out dialogues over the tokens sampled."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        1, len(horizons), figsize=(7.5 * len(horizons), 5), squeeze=False, layout="constrained"
+    )
+    for panel, horizon in zip(axes[0], horizons, strict=True):
+        for number, row in enumerate(rows):
+            folders = [
+                out / Job(row, horizon, seed).name for seed in finished(out, row, horizon, seeds)
+            ]
+            curves = np.array([held_out(folder) for folder in folders])  # (seeds, points, 2)
+            if not len(curves):
+                continue
+            color = pyplot.get_cmap("tab10")(number)
+            for tokens, share in curves.transpose(0, 2, 1):
+                panel.plot(tokens / 1000, 100 * share, color=color, alpha=0.25, linewidth=1)
+            tokens, share = curves.mean(0).T
+            count = f"{len(folders)} seed" + "s" * (len(folders) > 1)
+            panel.plot(
+                tokens / 1000,
+                100 * share,
+                "o-",
+                color=color,
+                linewidth=2,
+                label=f"{row.name} ({count})",
+            )
+        panel.set_title(
+            f"{horizon} sessions: held-out dialogues; thin lines are seeds, thick their mean"
+        )
+        panel.set(xlabel="thousand tokens sampled", ylabel="exact match, 0..100", ylim=(0, 102))
+        panel.grid(alpha=0.3)
+        panel.legend(loc="lower right")
+    figure.savefig(target, dpi=80)
+    pyplot.close(figure)
+
+
+def held_out(folder: Path) -> list[tuple[float, float]]:
+    """(tokens sampled by then, exact match) at each evaluation of a run."""
+    lines = read_metrics(folder / "metrics.jsonl")
+    return [(row.get("sampled_tokens", 0.0), row["eval_em"]) for row in lines if "eval_em" in row]
 
 
 def finished(
