@@ -18,6 +18,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from memory_r1.caches import forgettable
 from memory_r1.config import without_login
 from memory_r1.errors import ConfigError, MissingExtra, ModelUnavailable
 
@@ -339,6 +340,12 @@ class _Cache:
         self._compute = compute
         self._vectors: OrderedDict[str, Floats] = OrderedDict()
         self._lock = threading.Lock()
+        forgettable(self, _Cache.clear)
+
+    def clear(self) -> None:
+        """Remember nothing."""
+        with self._lock:
+            self._vectors.clear()
 
     def __call__(self, texts: Sequence[str], dim: int) -> Floats:
         if isinstance(texts, str):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -16,6 +16,7 @@ from typing import Any, Self
 from memory_r1 import audit as auditing
 from memory_r1 import config, extract, retrieve
 from memory_r1.bank import Bank
+from memory_r1.caches import forget_texts
 from memory_r1.embed import Embedder, open_embedder
 from memory_r1.errors import ConfigError
 from memory_r1.extract import Messages, Moment
@@ -547,39 +548,28 @@ class Memory:
         return said
 
     def forget(self, user_id: str, *, agent_id: str = "", run_id: str = "") -> dict[str, int]:
-        """Erase everything about an owner for good; how much of what is the receipt."""
+        """Erase everything about an owner for good; how much of what is the receipt.
+
+        The caches of this process are emptied too. Another process of the same store may have the
+        owner's index in memory until it needs the room or ends; nothing finds it there.
+        """
         owner = self.bank(user_id, agent_id, run_id).owner
-        self._recent.pop(owner, None)
-        return self.store.forget(owner)
+        try:
+            return self.store.forget(owner)
+        finally:  # also when the store says that text is left in its files for a while
+            self._recent.pop(owner, None)
+            self._outbox.forget(owner)
+            forget_texts()
 
     # Look after
 
     def stats(self, user_id: str | None = None) -> Stats:
         """What is in the store, or of one user, and what adding it took."""
-        entries = superseded = feedback = 0
-        operations: Counter[str] = Counter()
-        states: Counter[str] = Counter()
-        usage = Usage()
-        proposals = 0
-        owners = self.store.owners(user_id)
-        for owner in owners:
-            every = self.store.entries(owner, superseded=True)
-            entries += sum(entry.superseded is None for entry in every)
-            superseded += sum(entry.superseded is not None for entry in every)
-            journal = self.store.journal(owner)
-            operations.update(row.op for row in journal)
-            proposals += sum(row.state == "proposed" for row in journal)
-            messages = self.store.messages(owner)
-            states.update(message.state for message in messages)
-            for message in messages:
-                usage += Usage(**message.usage)
-            feedback += len(self.store.feedback(owner))
-        adds = states.total()
+        counts = self.store.counts(user_id)
+        usage = Usage(**counts.usage)
+        adds = sum(counts.messages.values())
         per_add = {name: n / adds for name, n in asdict(usage).items()} if adds else {}
-        return Stats(
-            *(len(owners), entries, superseded, dict(operations), proposals, dict(states)),
-            *(feedback, usage, per_add),
-        )
+        return Stats(**{**vars(counts), "usage": usage}, per_add=per_add)
 
     def audit(self, *, user_id: str, agent_id: str = "", run_id: str = "") -> auditing.Audit:
         """What is doubtful in the content: duplicates, what expired, what no turn supports."""

@@ -35,7 +35,7 @@ class Outbox:
     ) -> None:
         self._store, self._now, self._process = store, now, process
         self._thread: ThreadPoolExecutor | None = None
-        self._submitted: set[Future[AddResult]] = set()
+        self._submitted: dict[Future[None], Owner] = {}
         self._held_up: set[Owner] = set()
         self._closed = False
         self._lock = threading.Lock()  # of the four above
@@ -92,14 +92,26 @@ class Outbox:
     def _start(self, owner: Owner, deferred: bool = False) -> None:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="memory-r1-outbox")
-        self._submitted = {future for future in self._submitted if not future.done()}
+        self._drop_done()
         future = self._thread.submit(self._drain_all, owner, deferred)
         future.add_done_callback(_report)
-        self._submitted.add(future)
+        self._submitted[future] = owner
 
-    def _drain_all(self, owner: Owner, deferred: bool) -> AddResult:
+    def forget(self, owner: Owner) -> None:
+        """Let go of what an owner's background adds came to: errors hold what was worked on."""
+        with self._lock:
+            self._drop_done(owner)
+
+    def _drop_done(self, of: Owner | None = None) -> None:
+        self._submitted = {
+            future: owner
+            for future, owner in self._submitted.items()
+            if not (future.done() and of in (None, owner))
+        }
+
+    def _drain_all(self, owner: Owner, deferred: bool) -> None:
         """Drain; what somebody else's work held up is looked at again in a moment."""
-        done = self.drain(owner, deferred)
+        self.drain(owner, deferred)
         if any(self._store.messages(owner, state) for state in ("pending", "working")):
             with self._lock:
                 if owner not in self._held_up:
@@ -107,7 +119,6 @@ class Outbox:
                     timer = threading.Timer(AGAIN, self._look_again, (owner,))
                     timer.daemon = True
                     timer.start()
-        return done
 
     def _look_again(self, owner: Owner) -> None:
         with self._lock:
@@ -127,7 +138,8 @@ class Outbox:
         if late:
             raise StoreError(f"{len(late)} background adds are not processed after {timeout} s")
         with self._lock:
-            self._submitted -= done
+            for future in done:
+                self._submitted.pop(future, None)
         for future in done:
             future.result()
 
@@ -140,7 +152,7 @@ class Outbox:
             self._thread = None
 
 
-def _report(future: Future[AddResult]) -> None:
+def _report(future: Future[None]) -> None:
     """Nobody may be waiting for it: what went wrong in the background is logged."""
     if not future.cancelled() and (error := future.exception()):
         logging.getLogger("memory_r1").error("a background add failed: %s", error)

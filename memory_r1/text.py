@@ -14,6 +14,7 @@ from typing import Final
 
 import snowballstemmer  # type: ignore[import-untyped]
 
+from memory_r1.caches import forgettable
 from memory_r1.errors import MissingExtra
 
 Gold = str | int
@@ -212,3 +213,6 @@ def _stem(word: str) -> str:
     with _stemmer_lock:  # it works on its own fields
         stem: str = _stemmer.stemWord(word)
     return stem
+
+
+forgettable(_stem, lambda stem: stem.cache_clear())

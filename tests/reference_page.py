@@ -45,7 +45,7 @@ SECTIONS = (
             *("LocalEmbedder", "SentenceTransformersEmbedder", "HttpEmbedder"),
         ),
     ),
-    ("Stores", ("store", "Store", "Vector", "open_store")),
+    ("Stores", ("store", "Store", "Vector", "open_store"), ("store.counts", "Counts")),
     (
         "Looking after a store",
         ("audit", "Audit", "audit", "check"),

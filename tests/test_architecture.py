@@ -22,7 +22,7 @@ extract manage answer grading
 bank retrieve data filters
 store embed llm
 text config
-types errors
+types errors caches
 """
 DEPTH = {name: depth for depth, line in enumerate(LAYERS.split("\n")) for name in line.split()}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -148,7 +148,7 @@ def test_a_fault_is_a_page_that_tells_nothing(seen, monkeypatch, caplog):
     monkeypatch.setattr(seen.memory, "recent", fail)
     reply = seen.get("/journal", **ANN)
     assert reply.status_code == 500 and "secret" not in reply.text
-    assert "a fault of the server" in text_of(reply) and "/journal failed" in caplog.text
+    assert "a fault of the server" in text_of(reply) and "'/journal' failed" in caplog.text
 
 
 # Nothing from elsewhere, and nothing that a memory says is obeyed

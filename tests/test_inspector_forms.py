@@ -310,3 +310,22 @@ def test_signing_out_and_revoking_end_it():
         keys.revoke(key.id)
         assert "API key" in text_of(visitor.get("/journal", **ANN))
         assert not visitor.client.cookies
+
+
+def test_two_servers_on_one_machine_do_not_sign_each_other_out():
+    first, second = remembered(), remembered()
+    shown = [Keys(memory.store).create(name)[1] for memory, name in ((first, "a"), (second, "b"))]
+    with visited(first) as one, visited(second) as other:
+        one.post("/signin", key=shown[0])
+        other.client.cookies = one.client.cookies  # one browser, which knows no ports
+        other.post("/signin", key=shown[1])
+        for visitor in (one, other):
+            assert "/signin" not in str(visitor.get("/journal", **ANN).url)
+        other.post("/signout", form_of="/")
+        assert "/signin" not in str(one.get("/journal", **ANN).url)
+
+
+@pytest.mark.parametrize("host", ["localhost:x", "localhost:99999", "[::1", "127.0.0.1:-1"])
+def test_an_address_that_is_none_is_refused(guarded, host):
+    reply = guarded["all"].client.get("/", headers={"Host": host})
+    assert reply.status_code == 403

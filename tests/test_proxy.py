@@ -767,3 +767,93 @@ def test_a_real_model_server_gets_the_memories(memory, served):
         )
         assert [e.type for e in events][-1] == "response.completed"
         assert "I have a dog" in texts(memory)
+
+
+def choices(*texts):
+    """A reply with several choices, not in order."""
+    said = [
+        {"index": n, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        for n, text in reversed(list(enumerate(texts)))
+    ]
+    return {**whole(), "choices": said}
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_of_several_replies_the_first_is_remembered_and_the_user_once(memory, upstream, streamed):
+    events = [
+        event({"id": "c", "choices": [{"index": n, "delta": {"content": text}, **more}]})
+        for text, n, more in (
+            *(("A red one", 1, {}), ("A blue", 0, {})),
+            *(("!", 1, {"finish_reason": "stop"}), (" one", 0, {"finish_reason": "stop"})),
+        )
+    ]
+    given = [*events, b"data: [DONE]\n\n"] if streamed else choices("A blue one", "A red one!")
+    upstream.respond = lambda body: (200, given)
+    said = {"user": "bo", "n": 2, "stream": streamed}
+    said |= {"messages": [{"role": "user", "content": "I want a car."}]}
+    with serving(memory, upstream=upstream.url, remember="both") as url:
+        reply = httpx.post(f"{url}/v1/chat/completions", json=said)
+        assert "A red one" in reply.text and "A blue" in reply.text
+        assert texts(memory, "bo") == ["I want a car.", "A blue one"]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_reply_without_end_takes_no_more_than_its_share_of_memory(
+    memory, upstream, streamed, monkeypatch
+):
+    monkeypatch.setattr("memory_r1.serve.proxy.upstream.MOST_BYTES", 1000)
+    monkeypatch.setattr("memory_r1.serve.proxy.replied.MOST_BYTES", 1000)
+    said = "x" * 2000
+    upstream.respond = lambda body: (200, chunks(said) if streamed else whole(said))
+    body = {"user": "bo", "messages": [{"role": "user", "content": "Hi"}], "stream": streamed}
+    with serving(memory, upstream=upstream.url, remember="both") as url:
+        reply = httpx.post(f"{url}/v1/chat/completions", json=body)
+        if streamed:  # passes through; it is not kept
+            assert said in reply.text
+        else:
+            assert (reply.status_code, reply.json()["error"]["code"]) == (502, "upstream_too_long")
+        assert texts(memory, "bo") == ["Hi"]
+
+
+def test_a_page_of_the_service_is_no_page_of_ours(memory, upstream):
+    upstream.extra = {"content-security-policy": "default-src *", "refresh": "0; url=//evil"}
+    upstream.extra |= {"clear-site-data": '"*"', "x-content-type-options": "none"}
+    with serving(memory, upstream=upstream.url) as url:
+        headers = httpx.get(f"{url}/v1/models").headers
+    assert "sandbox" in headers["content-security-policy"]
+    assert headers["x-content-type-options"] == "nosniff"
+    assert not {"refresh", "clear-site-data"} & set(headers)
+
+
+def test_a_password_in_the_upstreams_url_is_told_to_nobody(memory):
+    with serving(memory, upstream="http://me:s3cret@127.0.0.1:9/v1") as url:
+        reply = httpx.get(f"{url}/v1/models")
+    assert reply.status_code == 502 and "127.0.0.1:9/v1" in reply.text
+    assert "s3cret" not in reply.text
+
+
+def test_a_fault_of_the_memory_leaves_no_connection_to_the_service_open(memory, upstream):
+    def fail(*args, **kwargs):
+        raise RuntimeError
+
+    memory.add, closed = fail, []
+    said = {"user": "bo", "messages": [{"role": "user", "content": "I have a cat"}]}
+    with serving(memory, upstream=upstream.url) as url:
+        client = url.app.state.upstream._connections()
+        send = client.send
+
+        async def sending(*args, **kwargs):
+            closed.append(await send(*args, **kwargs))
+            return closed[-1]
+
+        client.send = sending
+        assert httpx.post(f"{url}/v1/chat/completions", json=said).status_code == 500
+    assert [response.is_closed for response in closed] == [True]
+
+
+@pytest.mark.parametrize("user", ["x" * 513, "half a pair \ud83d"])
+def test_a_name_that_can_be_nobodys_is_refused(client, user):
+    said = {"user": user, "messages": [{"role": "user", "content": "Hi"}]}
+    content = json.dumps(said)
+    reply = httpx.post(f"{client.base_url}chat/completions", content=content)
+    assert reply.status_code == 422 and reply.json()["error"]["message"]

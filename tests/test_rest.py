@@ -1,6 +1,7 @@
 """REST on a real server: the verbs of Memory, who may call them, and what happens twice."""
 
 import json
+import socket
 import threading
 import time
 
@@ -515,3 +516,133 @@ def test_a_store_that_is_away_for_a_moment_is_looked_after_again():
     with serving(memory, retry_every=0.01):
         assert again.wait(10)
     assert tries[:3] == [False, True, True]
+
+
+def test_revoking_the_last_key_does_not_open_the_server():
+    memory = Memory("ram:")
+    memory.add("Ann likes tea", user_id="ann")
+    keys = Keys(memory.store)
+    key, _ = keys.create("the only one")
+    with serving(memory) as url:
+        keys.revoke(key.id)
+        assert httpx.get(f"{url}/v1/memories?user_id=ann").status_code == 401
+
+
+def test_a_key_made_while_it_runs_closes_the_server_for_good():
+    memory = Memory("ram:")
+    with serving(memory) as url:
+        assert httpx.get(f"{url}/v1/memories?user_id=ann").status_code == 200
+        keys = Keys(memory.store)
+        key, _ = keys.create("the only one")
+        assert httpx.get(f"{url}/v1/memories?user_id=ann").status_code == 401
+        keys.revoke(key.id)
+        assert httpx.get(f"{url}/v1/memories?user_id=ann").status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/v1/owners", "/metrics", "/mem0/memories?user_id=ann", "/mcp"])
+def test_whom_a_proxy_speaks_for_needs_a_key_even_while_there_is_none(url, path):
+    method = "POST" if path == "/mcp" else "GET"
+    headers = {"X-Forwarded-For": "203.0.113.7"}
+    assert httpx.request(method, url + path, headers=headers).status_code == 401
+    headers = {"X-Forwarded-For": "127.0.0.1, 203.0.113.7"}  # the first is what a stranger wrote
+    assert httpx.request(method, url + path, headers=headers).status_code == 401
+
+
+def test_what_a_stranger_sends_is_not_even_parsed(guarded):
+    headers = {"content-type": "application/json"}
+    for path in ("/v1/memories", "/v1/search", "/v1/undo", "/v1/forget"):
+        assert guarded["nobody"].post(path, content="[" * 9, headers=headers).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/memories", {"messages": [0] * 200_000}),
+        ("/v1/memories", {"messages": [{"role": "boss"}] * 9_000}),
+        ("/v1/feedback", {"question": "", "answer": "", "right": True, "used": [0] * 200_000}),
+        ("/v1/search", {"query": "x", **{f"f{n}": 1 for n in range(50_000)}}),
+        ("/v1/search", {"query": "x", "y" * 100_000: 1}),
+    ],
+)
+def test_a_request_that_is_wrong_in_many_places_gets_a_short_reply(api, path, body):
+    reply = api.post(path, json={"user_id": "ann", **body})
+    assert reply.status_code == 422 and len(reply.content) < 20_000
+
+
+@pytest.mark.parametrize("name", ["x" * 513, "x" * 40_000])
+@pytest.mark.parametrize("field", ["user_id", "agent_id", "run_id"])
+def test_an_id_has_the_same_bounds_in_a_query_as_in_a_body(api, field, name):
+    asked = {"user_id": "ann", field: name}
+    assert api.get("/v1/memories", params=asked).status_code == 422
+    assert api.post("/v1/search", json={"query": "x", **asked}).status_code == 422
+
+
+@pytest.mark.parametrize("path", ["search", "context", "ask"])
+def test_nobody_waits_for_a_query_of_half_a_million_words(api, user, path):
+    add(api, "I like tea", user)
+    field = "question" if path == "ask" else "query"
+    for length, status in ((20_000, 200), (20_001, 422)):
+        body = {"user_id": user, field: ("tea " * length)[:length]}
+        assert api.post(f"/v1/{path}", json=body).status_code == status
+
+
+def test_no_reply_is_taken_for_a_page_or_kept_by_a_browser(api):
+    for path in ("/healthz", "/v1/owners", "/openapi.json", "/metrics", "/v1/none", "/mem0/ping"):
+        headers = api.get(path).headers
+        assert "sandbox" in headers["content-security-policy"], path
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cache-control"] == "no-store"
+
+
+def test_the_process_answers_while_every_thread_waits():
+    memory, go_on = Memory("ram:"), threading.Event()
+    memory.search = lambda *args, **kwargs: go_on.wait(60) and []
+    with serving(memory) as url:
+        sent = {"json": {"user_id": "ann", "query": "x"}, "timeout": 120}
+        waiting = [
+            threading.Thread(target=httpx.post, args=[f"{url}/v1/search"], kwargs=sent)
+            for _ in range(45)
+        ]
+        for thread in waiting:
+            thread.start()
+        time.sleep(1)
+        try:
+            assert httpx.get(f"{url}/healthz", timeout=10).status_code == 200
+        finally:
+            go_on.set()
+            for thread in waiting:
+                thread.join()
+
+
+def test_a_path_can_not_write_lines_into_the_log(caplog):
+    memory = Memory("ram:")
+
+    def fail(*args, **kwargs):
+        raise RuntimeError
+
+    memory.store.holding = fail
+    with serving(memory) as url:
+        assert httpx.get(f"{url}/v1/memories/a%1b[2Jb%0aERROR: c").status_code == 500
+    (record,) = [r for r in caplog.records if r.name == "memory_r1"]
+    assert "\x1b" not in record.getMessage() and "\n" not in record.getMessage()
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr("memory_r1.serve.server.guard.BODY_SECONDS", 0.3)
+    with serving(Memory("ram:"), max_body=1000) as url:
+        address = httpx.URL(url)
+        for path in ("/v1/search", "/v1/chat/completions", "/signin", "/mcp"):
+            with socket.create_connection((address.host, address.port), timeout=20) as line:
+                kind = "x-www-form-urlencoded" if path == "/signin" else "json"
+                head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n"
+                line.sendall(f"{head}Content-Type: application/{kind}\r\n\r\n{{".encode())
+                assert line.recv(12) in (b"HTTP/1.1 408", b"HTTP/1.1 501"), path
+
+
+def test_a_slow_reply_is_not_a_slow_request(monkeypatch):
+    monkeypatch.setattr("memory_r1.serve.server.guard.BODY_SECONDS", 0.1)
+    memory = Memory("ram:")
+    memory.search = lambda *args, **kwargs: time.sleep(0.6) or []
+    with serving(memory, max_body=1000) as url:
+        body = {"user_id": "ann", "query": "x"}
+        assert httpx.post(f"{url}/v1/search", json=body).status_code == 200

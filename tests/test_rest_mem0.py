@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -116,6 +117,29 @@ def test_the_same_key_adds_once(api):
         api.post("/memories", json=body, headers={"Idempotency-Key": "k"}) for _ in "12"
     )
     assert first.json() == second.json() and second.headers["idempotent-replayed"] == "true"
+    other = api.post(
+        "/memories", json={**body, "messages": "I sing"}, headers={"Idempotency-Key": "k"}
+    )
+    assert other.status_code == 422 and "another request" in other.json()["detail"]
+    assert len(texts(api.get("/memories", params={"user_id": "ann"}))) == 1
+
+
+@pytest.mark.parametrize("infer", [True, False])
+@pytest.mark.parametrize("path", ["/memories", "/v3/memories/add/", "/v1/memories/"])
+def test_a_request_whose_process_died_is_done_again_and_adds_once(path, infer):
+    memory = Memory("ram:")
+    said = [{"role": "user", "content": text} for text in ("I play the oboe", "I like tea")]
+    body = {"messages": said, "user_id": "ann", "infer": infer}
+    with serving(memory) as url:
+        sent = {"json": body, "headers": {"Idempotency-Key": "k"}}
+        first = httpx.post(f"{url}/mem0{path}", **sent)
+        (kept,) = memory.store.records("reply")
+        begun = {"request": kept.body["request"], "process": "another"}
+        memory.store.put_record(replace(kept, body=begun))
+        again = httpx.post(f"{url}/mem0{path}", **sent)
+    assert again.status_code == 200 and again.json() == first.json()
+    assert len(first.json()["results"]) == len(memory.list(user_id="ann")) == 2
+    assert memory.stats("ann").messages == {"done": 2}
 
 
 def test_reset_erases_everything_when_it_is_confirmed(api):

@@ -15,15 +15,19 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 
 from memory_r1 import Memory
+from memory_r1.serve.server.app import build
+from memory_r1.serve.server.run import configured
+from memory_r1.serve.server.settings import Serving
 from memory_r1.types import Owner
 
 PROGRAM = [sys.executable, "-m", "memory_r1.serve.cli"]
@@ -276,3 +280,80 @@ def test_a_port_that_is_taken_is_said(tmp_path):
         refused = cli("serve", "--store", str(tmp_path / "m.db"), "--port", port, code=1)
     assert f"can't listen on 127.0.0.1:{port}" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+# Clients that take their time, and clients that never stop
+
+
+@pytest.fixture
+def patient_for_a_moment(monkeypatch):
+    """The address of a server as `memory-r1 serve` sets it up, with little patience."""
+    monkeypatch.setattr("memory_r1.serve.server.connection.HEAD_SECONDS", 0.4)
+    settings = Serving()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(configured(build(Memory("ram:"), settings), settings))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not server.started and thread.is_alive():
+            time.sleep(0.005)
+        try:
+            yield listener.getsockname()
+        finally:
+            server.should_exit = True
+            thread.join(30)
+
+
+HEAD = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (b"", b""),
+        (b"G", b""),
+        (HEAD, b"X: y\r\n"),
+        (HEAD + b"\r\n", b"\r\n"),
+        (b"POST /v1/none HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9999\r\n\r\n", b"x"),
+    ],
+    ids=["nothing", "one byte", "a head by and by", "empty lines", "a body nobody reads"],
+)
+def test_a_client_that_asks_nothing_is_let_go_of(patient_for_a_moment, first, then):
+    began = time.monotonic()
+    with socket.create_connection(patient_for_a_moment, timeout=0.1) as line:
+        with suppress(ConnectionError):
+            line.sendall(first)
+            while time.monotonic() - began < 15:
+                line.sendall(then)
+                with suppress(TimeoutError):
+                    if not line.recv(4096):
+                        break
+    assert time.monotonic() - began < 15
+
+
+def test_a_head_without_end_is_cut_off(patient_for_a_moment):
+    sent = 0
+    with socket.create_connection(patient_for_a_moment, timeout=10) as line:
+        line.sendall(HEAD)
+        with suppress(ConnectionError):
+            for _ in range(2000):
+                line.sendall(b"X: " + b"y" * 1000 + b"\r\n")
+                sent += 1000
+    assert sent < 1_900_000
+
+
+def test_requests_one_after_another_and_all_at_once_are_answered(patient_for_a_moment):
+    with socket.create_connection(patient_for_a_moment, timeout=10) as line:
+        for _ in range(3):
+            line.sendall(HEAD + b"\r\n")
+            assert line.recv(4096).startswith(b"HTTP/1.1 200")
+            time.sleep(0.2)
+        line.sendall(2 * (HEAD + b"\r\n") + HEAD + b"Connection: close\r\n\r\n")
+        with line.makefile("rb") as replies:
+            assert replies.read().count(b"HTTP/1.1 200") == 3
+
+
+def test_a_server_speaks_no_websockets(patient_for_a_moment):
+    upgrade = b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    with socket.create_connection(patient_for_a_moment, timeout=10) as line:
+        line.sendall(HEAD + upgrade + b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+        assert line.recv(4096).startswith(b"HTTP/1.1 200")

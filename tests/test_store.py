@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memory_r1.errors import StoreError, UnknownEntry
-from memory_r1.store import Store, new_id, open_store
+from memory_r1.store import Counts, Store, new_id, open_store
 from memory_r1.store.ram import RamStore
 from memory_r1.store.schema import MIGRATIONS
 from memory_r1.store.sqlite import SqliteStore
@@ -695,6 +695,112 @@ def test_two_handles_see_each_others_writes_through_the_index(location):
     assert two.index(ANNA).vectors.shape == (1, 3)
     one.close()
     two.close()
+
+
+WORDS = ["a plain sentence", "a NUL \0 and a \x1f", "half an emoji \ud83d", 'a "quote" \\', "ünï"]
+STEPS = ["put", "end", "remove", "said", "asked", "did", "judged", "failed", "forget"]
+OPS = ["ADD", "UPDATE", "DELETE", "NOOP", "UNDO"]
+
+
+def step(store, owner, name, number, data):
+    """One thing that can happen to a store; `data` are four numbers."""
+    text, entry_id = WORDS[data[0] % 5], "abc"[data[1] % 3]
+    known = {e.id: e for e in store.entries(owner, superseded=True)}
+    last = known.get(entry_id)
+    misleading = {"t": text, "op": "no", "usage": {"calls": 9}, "deep": [{"op": "no"}]}
+    match name:
+        case "put":
+            version = last.version + 1 if last else 1
+            store.put(entry(entry_id, text, owner, version=version, metadata=misleading), EAST)
+        case "end" if last:
+            store.put(replace(last, superseded=LATER), EAST)
+        case "remove" if last:
+            store.remove(owner, entry_id)
+        case "said":
+            usage = {"calls": data[2], "embeddings": data[3]} if data[1] % 3 else {}
+            state = ["pending", "working", "done", "deferred"][data[1] % 4]
+            kept = message(f"{number}", text, owner, usage=usage, state=state)
+            store.add_message(replace(kept, metadata=misleading))
+        case "asked":
+            for one in store.messages(owner)[:1]:
+                store.set_message(replace(one, state="done", usage={"calls": data[2]}))
+        case "did":
+            states = ["done", "undone", "proposed", "rejected"]
+            row_id = f'{number}","op":"no' if data[2] % 2 else f"{number}"
+            row = JournalRow(row_id, owner, OPS[data[0] % 5], NOON, entry_id)
+            row = replace(row, state=states[data[1] % 4], reason=text, after=last)
+            store.add_journal(row)
+        case "judged":
+            store.add_feedback(Feedback(f"{number}", owner, NOON, text, "a", True))
+        case "failed":
+            with pytest.raises(RuntimeError), store.transaction():
+                store.add_message(message("gone", text, owner, usage={"calls": 1}))
+                raise RuntimeError
+        case "forget":
+            store.forget(owner)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(STEPS),
+            st.sampled_from(["", "helper"]),
+            st.tuples(*[st.integers(0, 9)] * 4),
+        ),
+        max_size=30,
+    )
+)
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+def test_every_store_counts_what_the_one_in_memory_counts(lasting, history):
+    user, ram = f"half \ud83d {new_id()}", RamStore()
+    for number, (name, agent, data) in enumerate(history):
+        for store in (ram, lasting):
+            step(store, Owner(user, agent), name, number, data)
+    assert lasting.counts(user) == lasting.counts() == ram.counts() == ram.counts(user)
+    assert lasting.counts("somebody else") == Counts()
+    with lasting.transaction():
+        lasting.add_feedback(Feedback("one more", Owner(user), NOON, "q", "a", True))
+        assert lasting.counts(user).feedback == ram.counts().feedback + 1
+    for owner in lasting.owners():
+        lasting.forget(owner)
+
+
+def test_what_a_store_has_is_counted(store):
+    for version, text in enumerate(("Rome", "Oslo"), 1):
+        store.put(entry("a", text, version=version), EAST)
+    store.put(entry("b", superseded=LATER), EAST)
+    store.put(entry("c"), EAST)
+    store.remove(ANNA, "c")
+    store.add_message(message("m", state="done", usage={"calls": 2, "prompt_tokens": 700}))
+    store.add_message(message("n", "again", state="deferred", usage={"calls": 1}))
+    store.add_journal(JournalRow("1", ANNA, "ADD", NOON, "a"))
+    store.add_journal(JournalRow("2", ANNA, "DELETE", NOON, "a", state="proposed"))
+    store.add_journal(JournalRow("3", BEN, "ADD", NOON, "x"))
+    store.add_feedback(Feedback("f", ANNA, NOON, "Where?", "Oslo", True))
+    assert store.counts("anna") == Counts(
+        owners=1,
+        entries=1,
+        superseded=1,
+        operations={"ADD": 1, "DELETE": 1},
+        proposals=1,
+        messages={"done": 1, "deferred": 1},
+        feedback=1,
+        usage={"calls": 3, "prompt_tokens": 700},
+    )
+    assert store.counts("nobody") == Counts()
+    everyone = store.counts()
+    assert (everyone.owners, everyone.operations) == (2, {"ADD": 2, "DELETE": 1})
+
+
+def test_more_owners_than_are_counted_at_once_are_all_counted(store):
+    with store.transaction():
+        for number in range(250):
+            store.add_feedback(Feedback("f", Owner(f"user {number}"), NOON, "q", "a", True))
+    assert (store.counts().owners, store.counts().feedback) == (250, 250)
 
 
 def test_everything_is_kept_when_closed_and_opened_again(location):

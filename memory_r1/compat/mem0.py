@@ -98,6 +98,7 @@ class Memory:
         infer: bool = True,
         memory_type: str | None = None,
         prompt: str | None = None,
+        once: str = "",
     ) -> Item:
         """Remember messages: {"results": [{"id", "memory", "event"}]}, one per changed memory.
 
@@ -105,6 +106,7 @@ class Memory:
         message is one memory, and the event of one that is known already is NONE. What a model
         failed at is under "deferred", which is only there then; `.memory.retry` tries again. What
         waits for `.memory.approve` by the memory's policy is under "proposed" in the same way.
+        once: see `memory_r1.Memory.add`; mem0 has nothing like it.
         """
         owner = owner_of(user_id, agent_id, run_id)
         check_kind(memory_type, prompt)
@@ -121,8 +123,8 @@ class Memory:
         kept = {"timestamp": timestamp, "expires": end_of_life(expiration_date)}
         about = {name: value for name, value in (metadata or {}).items() if name not in IDS}
         if not infer:
-            return {"results": self._add_verbatim(told_of, owner, about, kept)}
-        result = self.memory.add(list(told_of), **ids_of(owner), metadata=about, **kept)
+            return {"results": self._add_verbatim(told_of, owner, about, kept, once)}
+        result = self.memory.add(list(told_of), **ids_of(owner), metadata=about, once=once, **kept)
         changed = [row for row in result.rows if row.op != "NOOP"]
         done = [_event(row) for row in changed if row.state == "done"]
         proposed = [_event(row) | {"id": row.id} for row in changed if row.state == "proposed"]
@@ -135,16 +137,21 @@ class Memory:
         return {"results": done, **{name: items for name, items in beside.items() if items}}
 
     def _add_verbatim(
-        self, messages: Sequence[Any], owner: Owner, metadata: Item, kept: Item
+        self, messages: Sequence[Any], owner: Owner, metadata: Item, kept: Item, once: str
     ) -> list[Item]:
         """One memory per message but the system's; its role is kept, as mem0 does."""
         items: list[Item] = []
-        for message in messages:
+        for number, message in enumerate(messages):
             role = message.get("role", "user") if isinstance(message, Mapping) else "user"
             if role == "system":
                 continue
             added = self.memory.add(
-                message, **ids_of(owner), metadata={**metadata, "role": role}, infer=False, **kept
+                message,
+                **ids_of(owner),
+                metadata={**metadata, "role": role},
+                infer=False,
+                once=once and f"{once} {number}",
+                **kept,
             )
             for row in added.rows:
                 item = {"id": row.entry_id, "memory": row.reason, "event": "NONE"}

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from weakref import finalize
 
+from memory_r1.caches import forgettable
 from memory_r1.errors import ConfigError, MissingExtra, ModelUnavailable
 from memory_r1.llm.folders import (
     STYLE_FILE,
@@ -104,6 +105,7 @@ class LocalLLM:
         """What its replies may be kept under; "" where the weights may change."""
         self._known: OrderedDict[_Asked, Completion] = OrderedDict()
         self._lock = threading.RLock()
+        forgettable(self, LocalLLM.forget_replies)
 
     def complete(
         self,
@@ -185,7 +187,7 @@ class LocalLLM:
         (Path(folder) / STYLE_FILE).write_text(style + "\n", "utf-8")
 
     def forget_replies(self) -> None:
-        """Compute greedy replies anew; to be called when the model's weights were changed."""
+        """Compute greedy replies anew: when the weights were changed, or a user is forgotten."""
         with self._lock:
             self._known.clear()
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory_r1.errors import StoreError
+from memory_r1.store.counts import Counts
 from memory_r1.store.ids import new_id
 from memory_r1.store.index import Index
 from memory_r1.types import (
@@ -25,7 +26,7 @@ from memory_r1.types import (
     RowState,
 )
 
-__all__ = ["Index", "Store", "Vector", "new_id", "open_store"]
+__all__ = ["Counts", "Index", "Store", "Vector", "new_id", "open_store"]
 
 Vector = NDArray[np.float32]
 """(d,) one embedding."""
@@ -170,6 +171,10 @@ class Store(Protocol):
 
     def owners(self, user_id: str | None = None) -> list[Owner]:
         """Everyone who has anything in the store; of one user when asked."""
+        ...
+
+    def counts(self, user_id: str | None = None) -> Counts:
+        """How much everyone has; those of one user when asked. No text leaves the storage."""
         ...
 
     def holding(self, entry_id: str) -> list[Owner]:

@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from memory_r1.caches import forgettable
 from memory_r1.errors import StoreError
 from memory_r1.text import terms
 from memory_r1.types import Entry
@@ -72,6 +73,9 @@ def _keys(text: str) -> tuple[Keys, int]:
     keys = [_key(term) | min(n, int(_COUNT)) for term, n in counts.items()]
     return np.array(keys, np.uint64), counts.total()
 
+
+forgettable(_key, lambda key: key.cache_clear())
+forgettable(_keys, lambda keys: keys.cache_clear())
 
 _TURN_ID: Final = re.compile(r"D(\d{1,9}):(\d{1,9})")
 

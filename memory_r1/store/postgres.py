@@ -18,6 +18,7 @@ except ImportError as err:  # psycopg itself, or the libpq it needs
 
 from memory_r1.store import Vector, codec
 from memory_r1.store.cache import IndexCache
+from memory_r1.store.counts import IN_POSTGRES, Counts
 from memory_r1.store.index import Index, packed
 from memory_r1.store.postgres_schema import Row, read_vector
 from memory_r1.store.postgres_session import EVERYBODY, CachedIndex, Database, Session
@@ -110,6 +111,8 @@ class PostgresStore:
         self._run, self._hold = self._database.run, self._database.hold
         self._timeout = timeout
         self._guard = threading.Lock()  # of the indexes
+        self._forgotten = 0
+        """Owners so far: what was read before one was forgotten is not kept after it."""
         self._indexes: IndexCache[CachedIndex] = IndexCache()
 
     @contextmanager
@@ -122,16 +125,18 @@ class PostgresStore:
         is a StoreError.
         """
         with self._database.session() as session:
-            erased = session.erased
+            erased, forgotten = session.erased, self._forgotten
+            gone = session.forgotten.copy()
             try:
                 with self._database.transaction():
                     yield
             except BaseException:
                 session.indexes.clear()  # they may have seen what is now taken back
-                session.erased = erased
+                session.erased, session.forgotten = erased, gone
                 raise
             if not session.depth:
-                self._remember(session.indexes)
+                self._remember(session.indexes, forgotten)
+                self._drop(session.forgotten)
                 if session.erased:
                     self._clear_pages(session.erased)
 
@@ -217,6 +222,7 @@ class PostgresStore:
     def index(self, owner: Owner) -> Index:
         """See Store.index."""
         with self._database.session() as session:
+            forgotten = self._forgotten
             cached = self._cached(session, owner)
             if cached:
                 rows = self._of(owner, "SELECT number, revision FROM owners WHERE key = %s")
@@ -226,7 +232,7 @@ class PostgresStore:
             if session.depth:
                 session.indexes[owner] = fresh
             else:
-                self._remember({owner: fresh})
+                self._remember({owner: fresh}, forgotten)
             return fresh.index
 
     def add_message(self, message: Message) -> None:
@@ -420,6 +426,13 @@ class PostgresStore:
         )
         return [codec.owner_of_key(key) for (key,) in rows]
 
+    def counts(self, user_id: str | None = None) -> Counts:
+        """See Store.counts. All at one moment."""
+        self._hold(EVERYBODY)
+        of_user = () if user_id is None else (_pack(user_id),)
+        these = f"SELECT number FROM owners{' WHERE user_id = %s' if of_user else ''}"
+        return Counts.of(self._run(f"WITH these AS ({these}), {IN_POSTGRES}", of_user))
+
     def holding(self, entry_id: str) -> list[Owner]:
         """See Store.holding."""
         self._hold(EVERYBODY)
@@ -447,10 +460,9 @@ class PostgresStore:
             self._run("DELETE FROM owners WHERE key = %s", (key,))
             kept = self._run("DELETE FROM records WHERE owner = %s RETURNING 1", (key,))
             counts["records"] = len(kept)
-            with self._guard:
-                self._indexes.drop(owner)
             with self._database.session() as session:
                 session.indexes.pop(owner, None)
+                session.forgotten.add(owner)
                 ((session.erased,),) = self._run("SELECT pg_current_xact_id()::text")
         counts["entries"] = counts.pop("heads")
         return {**counts, "vectors": counts["versions"]}
@@ -522,10 +534,17 @@ class PostgresStore:
             cached = session.indexes.get(owner) or self._indexes.get(owner)
         return cached if cached and cached.lost == self._database.lost else None
 
-    def _remember(self, indexes: dict[Owner, CachedIndex]) -> None:
+    def _remember(self, indexes: dict[Owner, CachedIndex], forgotten: int) -> None:
+        """Keep indexes that were read when so many owners had been forgotten."""
         with self._guard:
-            for owner, cached in indexes.items():
+            for owner, cached in indexes.items() if forgotten == self._forgotten else ():
                 self._indexes.put(owner, cached)
+
+    def _drop(self, owners: set[Owner]) -> None:
+        with self._guard:
+            self._forgotten += len(owners)
+            for owner in owners:
+                self._indexes.drop(owner)
 
     def _refreshed(self, owner: Owner, cached: CachedIndex | None) -> CachedIndex:
         """The index as the store is now, from the changes since the cached one where possible."""

@@ -58,6 +58,8 @@ class Session:
     """Those that may know what only this transaction sees."""
     erased: str = ""
     """Number of the transaction, if it has deleted what is to leave the disk as well."""
+    forgotten: set[Owner] = field(default_factory=set)
+    """Whose everything it has deleted."""
 
     @property
     def begun(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from memory_r1.store.codec import (
     line_of,
     same_state,
 )
+from memory_r1.store.counts import Counts
 from memory_r1.store.index import Index
 from memory_r1.types import (
     Entry,
@@ -287,6 +289,29 @@ class RamStore:
         """See Store.owners."""
         with self._lock:
             return [owner for owner in self._owned if user_id in (None, owner.user_id)]
+
+    def counts(self, user_id: str | None = None) -> Counts:
+        """See Store.counts."""
+        with self._lock:
+            owners = self.owners(user_id)
+            owned = [self._owned[owner] for owner in owners]
+            last = [line[-1][0] for each in owned for line in each.lines.values()]
+            rows = [row for each in owned for row in each.journal.values()]
+            messages = [message for each in owned for message in each.messages.values()]
+            feedback = sum(len(each.feedback) for each in owned)
+        usage: Counter[str] = Counter()
+        for message in messages:
+            usage.update(message.usage)
+        return Counts(
+            owners=len(owners),
+            entries=sum(entry.superseded is None for entry in last),
+            superseded=sum(entry.superseded is not None for entry in last),
+            operations=dict(Counter(row.op for row in rows)),
+            proposals=sum(row.state == "proposed" for row in rows),
+            messages=dict(Counter(message.state for message in messages)),
+            feedback=feedback,
+            usage=dict(usage),
+        )
 
     def holding(self, entry_id: str) -> list[Owner]:
         """See Store.holding."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import numpy as np
 from memory_r1.errors import StoreError, UnknownEntry, UnknownRow
 from memory_r1.store import Vector, codec
 from memory_r1.store.cache import IndexCache
+from memory_r1.store.counts import IN_SQLITE, Counts
 from memory_r1.store.index import Index, packed
 from memory_r1.store.ram import RamStore
 from memory_r1.store.schema import connect, storage_errors
@@ -57,6 +59,9 @@ _CHECKS = {
     },
 }
 """What must not be found in a sound file, and how to look for it."""
+
+_AT_ONCE = 100
+"""Owners that are counted in one statement; between two, other threads have their turn."""
 
 
 @dataclass(frozen=True)
@@ -397,6 +402,17 @@ class SqliteStore:
             f"SELECT key FROM owners{' WHERE user = ?' if of_user else ''} ORDER BY key", *of_user
         )
         return [codec.owner_of_key(key) for (key,) in rows]
+
+    def counts(self, user_id: str | None = None) -> Counts:
+        """See Store.counts. Of one owner at one moment, of all of them a few at a time."""
+        of_user = () if user_id is None else (codec.pack(user_id),)
+        where = " WHERE user = ?" if of_user else ""
+        found = self._run(f"SELECT number FROM owners{where} ORDER BY number", *of_user)
+        numbers = [number for (number,) in found]
+        rows: list[Row] = []
+        for start in range(0, len(numbers), _AT_ONCE):
+            rows += self._run(IN_SQLITE, json.dumps(numbers[start : start + _AT_ONCE]))
+        return Counts.of([("", "owners", len(numbers)), *rows])
 
     def holding(self, entry_id: str) -> list[Owner]:
         """See Store.holding."""

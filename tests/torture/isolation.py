@@ -172,7 +172,7 @@ def pages(world: World, user: str) -> None:
             *(("/ask", whose), ("/export", whose)),
         ]
     )
-    cookies = {"Cookie": f"memory_r1_key={world.keys[user]}"}
+    cookies = {"Cookie": f"memory_r1_key_{httpx.URL(world.url).port}={world.keys[user]}"}
     world.read(user, httpx.get(world.url + path, params=asked, headers=cookies).text, "pages")
 
 

@@ -18,7 +18,7 @@ from memory_r1.serve.mcp.tool import (
     Tool,
 )
 from memory_r1.serve.mcp.tools import MOST, Added, Found, added
-from memory_r1.serve.rest.shapes import Id, Text
+from memory_r1.serve.rest.shapes import Id, Query, Text
 from memory_r1.serve.server.service import ids
 from memory_r1.types import Delete, Owner
 
@@ -33,7 +33,7 @@ class AddArgs(OfUser):
 class SearchArgs(OfUser):
     """What to look for."""
 
-    query: Text = Field(description="A question or a few words.")
+    query: Query = Field(description="A question or a few words.")
 
 
 class DeleteArgs(OfUser):

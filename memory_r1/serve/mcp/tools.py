@@ -19,7 +19,7 @@ from memory_r1.serve.mcp.tool import (
     OperationShape,
     Tool,
 )
-from memory_r1.serve.rest.shapes import Id, Text
+from memory_r1.serve.rest.shapes import Id, Query, Text
 from memory_r1.serve.server.service import ids
 from memory_r1.types import Owner
 
@@ -38,7 +38,7 @@ class AddArgs(OfUser):
 class SearchArgs(OfUser):
     """What to look for."""
 
-    query: Text = Field(description="A question or a few words.")
+    query: Query = Field(description="A question or a few words.")
     limit: int = Field(10, ge=1, le=MOST)
     as_of: Id = Field("", description="Search what was believed then: 2023-05-08T13:56:00Z")
 

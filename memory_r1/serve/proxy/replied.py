@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from memory_r1.serve.proxy.asked import text_of
+from memory_r1.serve.proxy.upstream import MOST_BYTES
 
 
 def text_in(data: bytes) -> str:
@@ -21,9 +22,14 @@ class Streamed:
         self._rest = b""
         self._parts: list[str] = []
         self._whole = False
+        self._size = 0
 
     def take(self, chunk: bytes) -> None:
-        """Note the next bytes, which may end anywhere."""
+        """Note the next bytes, which may end anywhere; of a reply without end, none any more."""
+        self._size += len(chunk)
+        if self._size > MOST_BYTES:
+            self._rest, self._parts, self._whole = b"", [], False
+            return
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in lines:
             if line.startswith(b"data:"):

@@ -24,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 from memory_r1.errors import ConfigError, DataError, MemoryR1Error
 from memory_r1.serve.proxy.asked import Asked, Field
 from memory_r1.serve.proxy.replied import Streamed, text_in
-from memory_r1.serve.proxy.upstream import Refused, Upstream, returned
+from memory_r1.serve.proxy.upstream import BROKEN, CUT, Refused, Upstream, returned
 from memory_r1.serve.server.caller import Caller
 from memory_r1.serve.server.problems import response_to
 from memory_r1.serve.server.service import Calls, Serves, Service, ids
@@ -35,8 +35,6 @@ Wish = Literal["on", "read-only", "off"]
 _WISHES: Final[tuple[Wish, ...]] = ("on", "read-only", "off")
 _MOST_IDS: Final = 50
 _PATHS: Final[Mapping[Field, str]] = {"messages": "chat/completions", "input": "responses"}
-_BROKEN: Final = "upstream_broke_off"
-_CUT: Final = "the reply of the service broke off half-way"
 _log = logging.getLogger("memory_r1")
 
 
@@ -191,8 +189,12 @@ async def _talk(request: Request, service: Service, caller: Caller, field: Field
     told = {"X-Memory": "read-only" if reading else "on"}
     if entries:
         told["X-Memory-Used"] = ",".join(quote(entry.id) for entry in entries[:_MOST_IDS])
-    if response.is_success and (kept := await run_in_threadpool(turn.hear)):
-        told["X-Memory-Message"] = ",".join(kept[:_MOST_IDS])
+    try:
+        if response.is_success and (kept := await run_in_threadpool(turn.hear)):
+            told["X-Memory-Message"] = ",".join(kept[:_MOST_IDS])
+    except BaseException:  # a connection to the service that nobody would close
+        await response.aclose()
+        raise
     if turn.failed:
         told["X-Memory"] = "failed"
     return await _passed(upstream, response, told, turn)
@@ -243,12 +245,7 @@ async def _passed(
     headers = {**returned(response), **told}
     if response.headers.get("content-type", "").startswith("text/event-stream"):
         return _Passing(response, headers, turn)
-    try:
-        data = await response.aread()
-    except httpx.TransportError as error:
-        raise Refused(502, _BROKEN, _CUT) from error
-    finally:
-        await response.aclose()
+    data = await upstream.whole(response)
     if not response.is_success:
         data = upstream.told(data)
     elif turn is not None:
@@ -285,4 +282,4 @@ class _Passing(StreamingResponse):
                 yield chunk
         except httpx.TransportError:
             # OpenAI's clients raise what comes as an event.
-            yield f"\n\ndata: {json.dumps(_told(502, _BROKEN, _CUT))}\n\n".encode()
+            yield f"\n\ndata: {json.dumps(_told(502, BROKEN, CUT))}\n\n".encode()

@@ -21,7 +21,8 @@ _OURS: Final = frozenset(
         *("proxy-authorization", "proxy-authenticate", "proxy-connection", "host", "origin"),
         *("content-length", "content-encoding", "accept-encoding", "cookie", "set-cookie"),
         *("forwarded", "referer", "date", "server", "alt-svc", "strict-transport-security"),
-        *("location", "x-real-ip"),
+        *("location", "x-real-ip", "refresh", "link", "clear-site-data", "service-worker-allowed"),
+        *("content-security-policy", "x-content-type-options"),
     )
 )
 _OUR_PREFIXES: Final = (b"x-memory", b"x-forwarded-", b"access-control-", b"sec-")
@@ -29,6 +30,11 @@ _OUR_PREFIXES: Final = (b"x-memory", b"x-forwarded-", b"access-control-", b"sec-
 _TIMEOUT: Final = httpx.Timeout(600.0, connect=10.0, pool=None)
 _IDLE_SECONDS: Final = 4.0
 """Less than the five after which many servers close a connection that isn't used."""
+
+MOST_BYTES: Final = 1 << 26
+"""Of one reply; a service behind that never ends could take all memory."""
+BROKEN: Final = "upstream_broke_off"
+CUT: Final = "the reply of the service broke off half-way"
 
 
 class Refused(MemoryR1Error):
@@ -44,6 +50,7 @@ class Upstream:
 
     def __init__(self, settings: Serving) -> None:
         self._url, self._key = settings.upstream.rstrip("/"), settings.upstream_key
+        self._shown = settings.upstream_shown
         self._client: httpx.AsyncClient | None = None
 
     def _connections(self) -> httpx.AsyncClient:
@@ -93,13 +100,14 @@ class Upstream:
             await response.aclose()
             raise Refused(
                 *(502, "upstream_redirects"),
-                f"the service at {self._url} sends requests elsewhere; give --upstream its new URL",
+                f"the service at {self._shown} sends requests elsewhere; give its new URL to "
+                "--upstream",
             )
         if response.status_code == 401 and caller.key is not None and not self._key:
             await response.aclose()
             raise Refused(
                 *(502, "upstream_key_missing"),
-                f"the service at {self._url} wants an API key, and the caller's is for this "
+                f"the service at {self._shown} wants an API key, and the caller's is for this "
                 "server; start it with  --upstream-key",
             )
         return response
@@ -118,7 +126,25 @@ class Upstream:
         return [*sent, (b"accept-encoding", b"identity")]
 
     def _failed(self, error: httpx.TransportError) -> str:
-        return f"the service at {self._url} did not reply ({type(error).__name__}); does it run?"
+        return f"the service at {self._shown} did not reply ({type(error).__name__}); does it run?"
+
+    async def whole(self, response: httpx.Response) -> bytes:
+        """What a response holds; Refused when it breaks off or never ends."""
+        parts, size = [], 0
+        try:
+            async for part in response.aiter_bytes():
+                parts.append(part)
+                size += len(part)
+                if size > MOST_BYTES:
+                    raise Refused(
+                        *(502, "upstream_too_long"),
+                        f"the service at {self._shown} replied with more than {MOST_BYTES} bytes",
+                    )
+        except httpx.TransportError as error:
+            raise Refused(502, BROKEN, CUT) from error
+        finally:
+            await response.aclose()
+        return b"".join(parts)
 
     def told(self, data: bytes) -> bytes:
         """What the service says of an error, without the key, which some repeat."""

@@ -42,10 +42,10 @@ from memory_r1.serve.rest.shapes import shallow
 from memory_r1.serve.server.caller import Caller, Forbidden
 from memory_r1.serve.server.problems import responses
 from memory_r1.serve.server.reply import Reply
-from memory_r1.serve.server.service import Calls, Serves, Service
+from memory_r1.serve.server.service import Admitted, Calls, Serves, Service
 from memory_r1.types import Owner
 
-routes = APIRouter(prefix="/mem0", tags=["mem0"], responses=COMMON)
+routes = APIRouter(prefix="/mem0", tags=["mem0"], responses=COMMON, route_class=Admitted)
 
 _ALL = 1 << 40
 Kind = Literal["user", "agent", "run"]
@@ -166,6 +166,7 @@ def add(body: Adding, service: Serves, memory: Sees, repeat: MayRepeat) -> Reply
             infer=body.infer is not False,
             memory_type=body.memory_type,
             prompt=body.prompt or body.custom_instructions,
+            once=repeat.key and repeat.name,
         )
         return Reply(Anything(result))
 

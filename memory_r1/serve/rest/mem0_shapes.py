@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import MaxLen
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
-from memory_r1.serve.rest.shapes import Given, Id, Json, Moment, Text
+from memory_r1.serve.rest.shapes import MOST_MESSAGES, Given, Id, Json, Moment, Query, Text
 
 IGNORED = Field(default=None, description="Taken, and without a meaning here.")
 
@@ -46,7 +47,7 @@ class Adding(OfIds):
         },
     )
 
-    messages: Text | Json | list[Json]
+    messages: Text | Json | Annotated[list[Json], MaxLen(MOST_MESSAGES)]
     metadata: Json | None = None
     timestamp: Moment | None = None
     expiration_date: str | None = Field(None, examples=["2030-12-31"])
@@ -67,7 +68,7 @@ class Searching(OfIds):
         },
     )
 
-    query: Text
+    query: Query
     top_k: int | None = Field(None, ge=0, le=10_000)
     limit: int | None = Field(None, ge=0, le=10_000)
     threshold: float | None = Field(None, ge=0, le=1)

@@ -29,11 +29,11 @@ from memory_r1.serve.rest.shapes import (
 )
 from memory_r1.serve.server.problems import responses
 from memory_r1.serve.server.reply import Reply
-from memory_r1.serve.server.service import Calls, Serves, Whose, ids
+from memory_r1.serve.server.service import Admitted, Calls, Serves, Whose, ids
 from memory_r1.types import Owner
 
 COMMON = responses(400, 401, 403, 413, 422, 429, 503)
-routes = APIRouter(prefix="/v1", tags=["memories"], responses=COMMON)
+routes = APIRouter(prefix="/v1", tags=["memories"], responses=COMMON, route_class=Admitted)
 
 Page = Annotated[int, Query(ge=1, le=1000)]
 _OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(Json)

@@ -22,10 +22,10 @@ from memory_r1.serve.rest.shapes import (
 )
 from memory_r1.serve.server.problems import responses
 from memory_r1.serve.server.reply import Reply
-from memory_r1.serve.server.service import Calls, Serves, Whose, ids
+from memory_r1.serve.server.service import Admitted, Calls, Serves, Whose, ids
 from memory_r1.types import Answer, MessageState
 
-routes = APIRouter(prefix="/v1", tags=["operations"], responses=COMMON)
+routes = APIRouter(prefix="/v1", tags=["operations"], responses=COMMON, route_class=Admitted)
 
 
 @routes.get("/journal", response_model=RowPage)

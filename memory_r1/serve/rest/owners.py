@@ -24,18 +24,20 @@ from memory_r1.serve.rest.shapes import (
     StatsShape,
 )
 from memory_r1.serve.server import metrics as measuring
-from memory_r1.serve.server.caller import Caller, Forbidden
+from memory_r1.serve.server.caller import LONGEST, Caller, Forbidden
 from memory_r1.serve.server.problems import responses
 from memory_r1.serve.server.reply import Reply
-from memory_r1.serve.server.service import Calls, Serves, ids
+from memory_r1.serve.server.service import Admitted, Calls, Serves, ids
 
-routes = APIRouter(prefix="/v1", tags=["owners"], responses=COMMON)
+routes = APIRouter(prefix="/v1", tags=["owners"], responses=COMMON, route_class=Admitted)
 health_routes = APIRouter(tags=["health"])
 
 _IN_MEMORY = 1 << 24
 _CHUNK = 1 << 16
 
-User = Annotated[str, Query(description="Of one user; of everybody by default.", max_length=512)]
+User = Annotated[
+    str, Query(description="Of one user; of everybody by default.", max_length=LONGEST)
+]
 
 
 @routes.get("/owners", response_model=OwnerPage)
@@ -93,8 +95,8 @@ def forget(body: OfOwner, service: Serves, caller: Calls, repeat: MayRepeat) -> 
 
 
 @health_routes.get("/healthz", response_model=Health)
-def alive() -> Reply:
-    """Whether the process answers."""
+async def alive() -> Reply:
+    """Whether the process answers, also while every thread waits for a model."""
     return Reply(Health(status="ok", version=memory_r1.__version__))
 
 

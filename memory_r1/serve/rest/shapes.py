@@ -6,7 +6,16 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from annotated_types import MaxLen
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
 from pydantic.config import JsonDict
 
 from memory_r1 import types
@@ -14,6 +23,8 @@ from memory_r1.errors import ConfigError
 from memory_r1.filters import check_depth
 from memory_r1.memory import Stats
 from memory_r1.remember import AddResult, FactStatus, Usage
+from memory_r1.serve.server.caller import LONGEST
+from memory_r1.serve.server.problems import MOST_FAULTS
 from memory_r1.types import MessageState, OpName, Owner, RowState
 
 
@@ -26,8 +37,13 @@ def _whole(text: str) -> str:
     return text
 
 
+MOST_MESSAGES = 10_000
+"""Messages of one request."""
 Text = Annotated[str, AfterValidator(_whole)]
-Id = Annotated[str, Field(max_length=512), AfterValidator(_whole)]
+MOST_QUERY = 20_000
+"""Characters of a query: a longer one would keep everybody waiting."""
+Query = Annotated[str, Field(max_length=MOST_QUERY), AfterValidator(_whole)]
+Id = Annotated[str, Field(max_length=LONGEST), AfterValidator(_whole)]
 Moment = Annotated[
     datetime | str | int | float,
     Field(description="ISO 8601, or seconds since 1970.", examples=["2023-05-08T13:56:00Z"]),
@@ -53,6 +69,17 @@ class Given(BaseModel):
     """A request; what it doesn't know is refused, so that a slip doesn't go unnoticed."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _few_faults(cls, value: Any, fit: ModelWrapValidatorHandler[Self]) -> Self:
+        """A request of megabytes can be wrong in a million places, and telling them takes long."""
+        try:
+            return fit(value)
+        except ValidationError as error:
+            if (count := error.error_count()) > MOST_FAULTS:
+                raise ValueError(f"{count} faults, too many to tell") from None
+            raise
 
 
 class OfOwner(Given):
@@ -94,7 +121,7 @@ class Adding(OfOwner):
         },
     )
 
-    messages: Text | Said | list[Said]
+    messages: Text | Said | Annotated[list[Said], MaxLen(MOST_MESSAGES)]
     timestamp: Moment | None = None
     speaker: Id = ""
     metadata: Json = {}
@@ -109,7 +136,7 @@ class Searching(OfOwner):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [WORDS]})
 
-    query: Text
+    query: Query
     k: int = Field(10, ge=1, le=1000)
     filters: Json = {}
     as_of: Moment | None = None
@@ -122,7 +149,7 @@ class Recalling(OfOwner):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [WORDS]})
 
-    query: Text
+    query: Query
     k: int = Field(10, ge=1, le=1000)
     filters: Json = {}
 
@@ -135,7 +162,7 @@ class Asking(OfOwner):
         json_schema_extra={"examples": [{"user_id": "ann", "question": "Where does Ann live?"}]},
     )
 
-    question: Text
+    question: Query
     k: int | None = Field(None, ge=1, le=1000)
     per_speaker: int | None = Field(None, ge=1, le=1000)
     asked: Moment | None = None
@@ -166,7 +193,9 @@ class Judging(OfOwner):
     answer: Text
     right: bool
     correct: Text = ""
-    used: list[Id] = Field([], description="Ids of the entries that the answer rested on.")
+    used: list[Id] = Field(
+        [], max_length=1000, description="Ids of the entries that the answer rested on."
+    )
 
 
 class OwnerShape(BaseModel):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.routing import Route
 
 import memory_r1
+from memory_r1.caches import forgettable
 from memory_r1.memory import Memory
 from memory_r1.serve.mcp.server import Endpoint
 from memory_r1.serve.proxy import routes as proxy
@@ -21,6 +23,9 @@ from memory_r1.serve.server.metrics import Measured
 from memory_r1.serve.server.service import Service
 from memory_r1.serve.server.settings import Serving
 from memory_r1.serve.web import inspector
+
+# Starlette takes each request's URL apart with it, and what was asked stays in its cache.
+forgettable(urlsplit, lambda split: split.cache_clear())  # type: ignore[attr-defined]
 
 
 def build(memory: Memory, settings: Serving | None = None) -> FastAPI:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from memory_r1.errors import ConfigError, MemoryR1Error, UnknownEntry
 from memory_r1.memory import Memory
 from memory_r1.serve.server.keys import Key, Keys
 from memory_r1.types import Owner
 
+LONGEST: Final = 512
+"""Characters of an id of an owner."""
 _ANY = Key("", "", datetime.min)
 """What being bound to nothing looks like."""
 
@@ -43,13 +46,15 @@ class Caller:
     ) -> Owner:
         """Whose memory is meant; what the key is bound to need not be said.
 
-        ConfigError when nobody is named; Forbidden for anybody the key isn't for, whether or not
-        there is such an owner.
+        ConfigError when nobody is named, or what is named can't be an owner; Forbidden for
+        anybody the key isn't for, whether or not there is such an owner.
         """
         bound = self.key or _ANY
         given = (user_id or bound.user_id, agent_id or bound.agent_id, run_id or bound.run_id)
         if not given[0]:
             raise ConfigError("whose memory? Expected a user_id")
+        if any(part and (len(part) > LONGEST or not _is_text(part)) for part in given):
+            raise ConfigError(f"an id of an owner is text of at most {LONGEST} characters")
         owner = Owner(given[0], given[1] or "", given[2] or "")
         if not self.may(owner):
             raise Forbidden(f"this key is not for the memory of {user_id!r}")
@@ -77,6 +82,15 @@ class Caller:
         return self
 
 
+def _is_text(part: str) -> bool:
+    """Half a surrogate pair can be written in JSON, and nowhere else."""
+    try:
+        part.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def shown_in(headers: Mapping[str, str]) -> str:
     """The key in a request's headers, "" if there is none.
 
@@ -90,13 +104,10 @@ def shown_in(headers: Mapping[str, str]) -> str:
 
 
 def identified(keys: Keys, shown: str, required: bool) -> Caller:
-    """The caller who shows this; Unauthorized.
-
-    required: a key is needed even while the store has none.
-    """
+    """The caller who shows this; Unauthorized. required: nobody gets in without a key."""
     if key := keys.find(shown):
         return Caller(key)
-    if not required and not keys.in_use():
+    if not required:
         return Caller()
     if shown:
         raise Unauthorized("this API key opens nothing; it may have been revoked")

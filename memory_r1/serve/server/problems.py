@@ -27,6 +27,8 @@ from memory_r1.errors import (
 from memory_r1.serve.server.caller import Forbidden, Unauthorized
 
 TYPE: Final = "application/problem+json"
+MOST_FAULTS: Final = 20
+"""Faults of one request that are told."""
 
 
 class Busy(MemoryR1Error):
@@ -113,8 +115,11 @@ def install(app: FastAPI) -> None:
 
     async def unfit(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        # Not what was sent: it may be megabytes, or no JSON.
-        told = [{"where": [*map(str, e["loc"])], "expected": e["msg"]} for e in error.errors()]
+        # Not what was sent: it may be megabytes, or no JSON; and not all that is wrong with it.
+        told = [
+            {"where": [str(place)[:80] for place in e["loc"]], "expected": e["msg"]}
+            for e in error.errors()[:MOST_FAULTS]
+        ]
         places = "; ".join(f"{'.'.join(e['where'])}: {e['expected']}" for e in told[:3])
         return problem(422, f"the request doesn't fit: {places}", told)
 
@@ -123,7 +128,7 @@ def install(app: FastAPI) -> None:
         return problem(error.status_code, str(error.detail), headers=error.headers)
 
     async def unforeseen(request: Request, error: Exception) -> JSONResponse:
-        logging.getLogger("memory_r1").error("%s failed", request.url.path, exc_info=error)
+        logging.getLogger("memory_r1").error("%r failed", request.url.path, exc_info=error)
         return problem(500, "this is a fault of the server, and its log says more")
 
     app.add_exception_handler(MemoryR1Error, ours)

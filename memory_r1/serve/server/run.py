@@ -7,10 +7,12 @@ import socket
 from collections.abc import Callable
 
 import uvicorn
+from fastapi import FastAPI
 
 from memory_r1.errors import ConfigError
 from memory_r1.memory import Memory
 from memory_r1.serve.server.app import build
+from memory_r1.serve.server.connection import Connection
 from memory_r1.serve.server.keys import Keys
 from memory_r1.serve.server.settings import Serving
 
@@ -27,20 +29,13 @@ def run(memory: Memory, settings: Serving, say: Callable[[str], None]) -> None:
             f"other machines can reach {settings.host}, and the store has no API key; make one "
             "first:  memory-r1 keys create NAME"
         )
-    app = build(memory, settings)
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=settings.drain,
-        server_header=False,
-    )
+    config = configured(build(memory, settings), settings)
     with _listening(settings) as listener:
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         say(f"memory-r1 on http://{shown}:{port}  (inspector: /, REST: /v1, MCP: /mcp)")
         if settings.upstream:
-            say(f"chats go on to {settings.upstream}")
+            say(f"chats go on to {settings.upstream_shown}")
         say(
             "an API key is needed"
             if keys
@@ -49,6 +44,19 @@ def run(memory: Memory, settings: Serving, say: Callable[[str], None]) -> None:
         # uvicorn raises a signal again when it has stopped for it; that end is a good one.
         signal.signal(signal.SIGTERM, lambda number, frame: None)
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def configured(app: FastAPI, settings: Serving) -> uvicorn.Config:
+    """How uvicorn is to serve the application."""
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=settings.drain,
+        server_header=False,
+    )
 
 
 def _listening(settings: Serving) -> socket.socket:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Annotated, Final, TypedDict
+from typing import Annotated, Any, Final, TypedDict
 
 from fastapi import Depends, Request
+from fastapi.routing import APIRoute
 from limits import RateLimitItem, parse
 from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
 
 from memory_r1.errors import ConfigError, MemoryR1Error
 from memory_r1.memory import Memory
@@ -20,7 +24,7 @@ from memory_r1.serve.server.keys import Keys
 from memory_r1.serve.server.metrics import Metrics
 from memory_r1.serve.server.problems import Busy
 from memory_r1.serve.server.replies import Replies
-from memory_r1.serve.server.settings import Serving
+from memory_r1.serve.server.settings import Serving, is_loopback
 from memory_r1.types import Owner
 
 FAILURES: Final = "20/minute"
@@ -43,13 +47,14 @@ class Service:
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._rate = _rate(self.settings.rate)
         self._failures = parse(FAILURES)
+        self._locked = self.keys.in_use()
         self._stop = threading.Event()
         self._upkeep: threading.Thread | None = None
 
     def admit(self, shown: str, address: str) -> Caller:
         """The caller who shows this key, coming from this address; Unauthorized, Busy."""
         try:
-            caller = identified(self.keys, shown, required=not self.settings.private)
+            caller = identified(self.keys, shown, required=self._needs_key(address))
         except Unauthorized as error:
             # Only who is wrong waits: others may come from the same address.
             if shown and not self._limiter.hit(self._failures, "failed", address):
@@ -59,6 +64,15 @@ class Service:
         if rate is not None and not self._limiter.hit(rate, caller.name or address):
             raise Busy(f"more than {self.settings.rate} requests", max(1, rate.get_expiry() // 2))
         return caller
+
+    def _needs_key(self, address: str) -> bool:
+        """Whether nobody gets in without; else the store has no key, and the caller is here.
+
+        Revoking the last key must not open what keys have closed, and a proxy on this machine
+        must not open it to those it speaks for.
+        """
+        self._locked = self._locked or self.keys.in_use()
+        return self._locked or not self.settings.private or not is_loopback(address)
 
     def start(self) -> None:
         """Go on with what a process before this one left, and look after it from time to time."""
@@ -98,10 +112,29 @@ def service_of(request: Request) -> Service:
     return service
 
 
-def caller_of(request: Request) -> Caller:
+async def caller_of(request: Request) -> Caller:
     """Who sent a request; Unauthorized, Busy."""
-    address = request.client.host if request.client else ""
-    return service_of(request).admit(shown_in(request.headers), address)
+    state = request.state
+    if not hasattr(state, "caller"):
+        address = request.client.host if request.client else ""
+        admit, shown = service_of(request).admit, shown_in(request.headers)
+        state.caller = await run_in_threadpool(admit, shown, address)
+    caller: Caller = state.caller
+    return caller
+
+
+class Admitted(APIRoute):
+    """A route whose caller is known before the body is read: strangers' JSON is not parsed."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler; raises Unauthorized, Busy."""
+        handle = super().get_route_handler()
+
+        async def handled(request: Request) -> Response:
+            await caller_of(request)
+            return await handle(request)
+
+        return handled
 
 
 async def _service(request: Request) -> Service:

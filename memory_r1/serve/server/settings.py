@@ -66,6 +66,11 @@ class Serving:
             )
 
     @property
+    def upstream_shown(self) -> str:
+        """The upstream's URL for people to read, without the password that may stand in it."""
+        return re.sub("//[^/]*@", "//", self.upstream.rstrip("/"))
+
+    @property
     def private(self) -> bool:
         """True when only this machine can reach it."""
         return is_loopback(self.host)

@@ -9,6 +9,7 @@ from fastapi.responses import RedirectResponse
 from starlette.responses import Response
 
 from memory_r1.errors import ConfigError
+from memory_r1.serve.rest.shapes import MOST_QUERY
 from memory_r1.serve.server.service import ids
 from memory_r1.serve.web.changing import Field, plain
 from memory_r1.serve.web.page import link
@@ -30,6 +31,8 @@ def ask(visit: Posts, owner: Whose, question: Field = "") -> Response:
     asked = plain(question).strip()
     if not asked:
         raise ConfigError("there is no question: the field is empty")
+    if len(asked) > MOST_QUERY:
+        raise ConfigError(f"a question has at most {MOST_QUERY} characters, not {len(asked)}")
     answer = visit.memory.ask(asked, **ids(owner))
     used = {entry.id for entry in answer.used}
     scores = answer.scores or (None,) * len(answer.retrieved)

@@ -10,7 +10,7 @@ from memory_r1.serve.server.caller import Unauthorized
 from memory_r1.serve.server.service import service_of
 from memory_r1.serve.web import page
 from memory_r1.serve.web.changing import Field
-from memory_r1.serve.web.visit import COOKIE, Page, here, known_form, token_of
+from memory_r1.serve.web.visit import Page, cookie_of, here, known_form, shown_by, token_of
 
 routes = APIRouter(route_class=Page, include_in_schema=False)
 
@@ -22,7 +22,7 @@ def form(request: Request, next: str = "/") -> Response:
 
 
 def _form(request: Request, next: str, wrong: str = "", status: int = 200) -> Response:
-    token = token_of(request.cookies.get(COOKIE, ""))
+    token = token_of(shown_by(request))
     return page.page("signin.html", status, visit=None, token=token, next=next, wrong=wrong)
 
 
@@ -38,7 +38,7 @@ def signin(request: Request, key: Field = "", next: Field = "/") -> Response:
     response = RedirectResponse(here(next), 303)
     if caller.key:
         response.set_cookie(
-            COOKIE,
+            cookie_of(request),
             key.strip(),
             httponly=True,
             samesite="strict",
@@ -48,8 +48,8 @@ def signin(request: Request, key: Field = "", next: Field = "/") -> Response:
 
 
 @routes.post("/signout", dependencies=[Depends(known_form)])
-def signout() -> Response:
+def signout(request: Request) -> Response:
     """Let go of the key."""
     response = RedirectResponse("/signin", 303)
-    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    response.delete_cookie(cookie_of(request), httponly=True, samesite="strict")
     return response

@@ -26,8 +26,6 @@ from memory_r1.serve.server.service import Service, service_of
 from memory_r1.serve.web import page
 from memory_r1.types import Owner
 
-COOKIE: Final = "memory_r1_key"
-"""Holds the API key that was signed in with. REST doesn't look at it."""
 _SECRET: Final = secrets.token_bytes(32)
 """Of this process: a form from before a restart has to be loaded again."""
 
@@ -67,6 +65,20 @@ class Visit:
         return page.page(template, status, visit=self, **values)
 
 
+def cookie_of(request: Request) -> str:
+    """What the cookie is called that holds the API key somebody signed in with; REST ignores it.
+
+    Browsers send a cookie to every port of its host, and keep one of a name: two servers on a
+    machine would sign each other's visitors out.
+    """
+    return f"memory_r1_key_{request.url.port or ''}".rstrip("_")
+
+
+def shown_by(request: Request) -> str:
+    """The key in the cookie; "" without."""
+    return request.cookies.get(cookie_of(request), "")
+
+
 def token_of(shown: str) -> str:
     """The token of the forms for whoever shows this key."""
     return hmac.new(_SECRET, shown.encode("utf-8", "replace"), hashlib.sha256).hexdigest()
@@ -74,7 +86,7 @@ def token_of(shown: str) -> str:
 
 def visit_of(request: Request) -> Visit:
     """Who looks; Unauthorized, Busy."""
-    service, shown = service_of(request), request.cookies.get(COOKIE, "")
+    service, shown = service_of(request), shown_by(request)
     address = request.client.host if request.client else ""
     return Visit(request, service, service.admit(shown, address), shown)
 
@@ -85,7 +97,7 @@ Visits = Annotated[Visit, Depends(visit_of)]
 def known_form(request: Request, token: Annotated[str, Form()] = "") -> None:
     """Forbidden for a form that isn't one of our pages'."""
     # Bytes, since what is compared as text has to be ASCII.
-    expected = token_of(request.cookies.get(COOKIE, "")).encode()
+    expected = token_of(shown_by(request)).encode()
     if not hmac.compare_digest(token.encode("utf-8", "replace"), expected):
         raise Forbidden(
             "this form is older than the server, or isn't one of its pages'; load the page again"
@@ -147,8 +159,8 @@ def _to_sign_in(request: Request) -> Response:
     path = request.url.path if request.method == "GET" else "/"
     query = f"?{request.url.query}" if request.url.query and request.method == "GET" else ""
     response = RedirectResponse(f"/signin?next={quote(path + query, safe='')}", 303)
-    if COOKIE in request.cookies:  # one that is not sent, since a link elsewhere led here, stays
-        response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    if shown_by(request):  # a cookie that is not sent, since a link elsewhere led here, stays
+        response.delete_cookie(cookie_of(request), httponly=True, samesite="strict")
     return response
 
 
@@ -162,6 +174,6 @@ def _sorry(request: Request, error: Exception) -> Response:
         case HTTPException():
             status, detail = error.status_code, str(error.detail)
         case _:
-            logging.getLogger("memory_r1").error("%s failed", request.url.path, exc_info=error)
+            logging.getLogger("memory_r1").error("%r failed", request.url.path, exc_info=error)
             status, detail = 500, "this is a fault of the server, and its log says more"
     return page.page("problem.html", status, visit=None, detail=detail, status=status)
