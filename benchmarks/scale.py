@@ -126,6 +126,8 @@ def pages(place: Place) -> Figures:
         with measured(figures, "whole journal, heavy user"):
             memory.journal(user_id=HEAVY)
         figures["stats of a user"] = each(memory.stats, place.some(5, seed=3))
+        with measured(figures, "stats of everybody"):
+            memory.stats()
         with measured(figures, "all owners"):
             memory.store.owners()
     return figures

@@ -43,6 +43,7 @@ JOBS = (
     Row("open", "searches", "open"),
     Row("first search, heavy user", "searches", "first search, heavy user"),
     Row("whole journal, heavy user", "pages", "whole journal, heavy user"),
+    Row("stats of everybody", "pages", "stats of everybody"),
     Row("forget of a user with 400", "adds", "forget"),
     Row("migrate", "migrate", "migrate"),
     Row("backup while writing", "backup", "backup"),
