@@ -113,6 +113,7 @@ def test_the_command_of_the_image_serves_once_there_is_a_key(tmp_path):
 SERVICE = {
     *("image", "build", "command", "environment", "ports", "volumes", "depends_on"),
     *("restart", "stop_grace_period", "healthcheck", "read_only", "tmpfs"),
+    *("cap_drop", "security_opt"),
 }
 HEALTH = {"test", "interval", "timeout", "retries", "start_period"}
 
