@@ -12,11 +12,10 @@ _caches: Final[WeakKeyDictionary[Any, Callable[[Any], object]]] = WeakKeyDiction
 _caches_lock: Final = threading.Lock()
 
 
-def forgettable(cache: C, empty: Callable[[C], object]) -> C:
-    """Have `forget_texts` empty this cache of texts, as long as it is there; returns it."""
+def forgettable(cache: C, empty: Callable[[C], object]) -> None:
+    """Have `forget_texts` empty this cache of texts, as long as it is there."""
     with _caches_lock:
         _caches[cache] = empty
-    return cache
 
 
 def forget_texts() -> None:

@@ -34,7 +34,6 @@ class Layout(NamedTuple):
     branch: Tensor  # (rows, branches, length) the same for branches
     back: Tensor  # (tokens,) place of each token among prefixes, then branches, laid flat
     unseen: Tensor  # (rows, 1, 1, prefix) added to scores: lowest where there is no token
-    dtype: torch.dtype
 
 
 def layout(packed: Packed, dtype: torch.dtype) -> tuple[Layout, Tensor]:
@@ -57,9 +56,7 @@ def layout(packed: Packed, dtype: torch.dtype) -> tuple[Layout, Tensor]:
     back[number[row, column]] = row * prefix + column
     unseen = torch.zeros((rows, 1, 1, prefix), dtype=dtype, device=device)
     unseen.masked_fill_(~own[:, None, None, :prefix], torch.finfo(dtype).min)
-    return Layout(
-        number[:, :prefix], branch.view(rows, branches, length), back, unseen, dtype
-    ), number
+    return Layout(number[:, :prefix], branch.view(rows, branches, length), back, unseen), number
 
 
 def tree_attention(
