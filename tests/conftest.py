@@ -6,6 +6,11 @@ import tempfile
 import warnings
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine is no fault of the code's.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 def _is_local(address: object) -> bool:

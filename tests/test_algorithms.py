@@ -232,7 +232,7 @@ def batch(seed: int, lengths: list[int], width: int) -> dict[str, torch.Tensor]:
     return {**made, "advantages": advantages, "mask": mask}
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(0, 1000),
     st.lists(st.integers(0, 8), min_size=2, max_size=8),

@@ -257,7 +257,7 @@ steps = st.lists(
 
 
 @given(before=steps, after=steps, data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_operations_undone_in_reverse_restore_the_bank_they_started_from(before, after, data):
     bank = Bank(RamStore(), LetterEmbedder(), ANNA, now=Clock())
 

@@ -122,7 +122,7 @@ def test_who_sees_whom():
 
 
 @torch.no_grad()
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(SOME_TREES)
 def test_packed_logits_are_those_of_each_branch_alone(model, reference, some):
     packed, _ = logits_packed(model, some)
@@ -130,7 +130,7 @@ def test_packed_logits_are_those_of_each_branch_alone(model, reference, some):
 
 
 @torch.no_grad()
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.lists(trees(st.builds(Branch, st.tuples(TOKENS, TOKENS))), min_size=1, max_size=3))
 def test_log_probabilities_of_a_groups_completions(model, reference, groups):
     """GRPO's trees: one prompt, several completions, all of their tokens learned (given = 0)."""
@@ -175,7 +175,7 @@ def with_attention(model, name):
     return other
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(SOME_TREES)
 @example(UNEVEN)
 def test_tree_attention_is_attention_under_the_mask(model, some):
@@ -266,14 +266,14 @@ def gradients(model, trees, micro):
     return loss, [p.grad.clone() for p in model.parameters()]
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(SOME_TREES)
 def test_loss_and_gradients_do_not_depend_on_the_micro_batches(model, some):
     each_alone, all_at_once = gradients(model, some, 1), gradients(model, some, 10**6)
     torch.testing.assert_close(each_alone, all_at_once, atol=1e-4, rtol=1e-3)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(trees(), max_size=12), st.integers(1, 80))
 def test_micro_batches_hold_every_tree_once_and_keep_to_the_budget(some, budget):
     batches = list(by_tokens(some, budget))

@@ -134,7 +134,7 @@ def test_a_conversation_is_charged_for_its_own_calls_and_not_for_waiting():
     assert [s.calls for s in spent] == [2, 5]
     assert (spent[1].prompt_tokens, spent[1].completion_tokens) == (50, 15)
     assert spent[0].model == 2.0
-    assert spent[0].seconds < 2.1
+    assert spent[0].seconds < 3  # 5 with the other's
 
 
 def test_an_absent_model_ends_a_metered_conversation():

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("langgraph.store.base", reason="langgraph-checkpoint is not installed")
@@ -112,7 +112,7 @@ def seen(result):
     return (result.namespace, result.key, result.value)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 @given(st.lists(batches, min_size=1, max_size=8))
 def test_it_answers_as_langgraphs_own_store(program):
     theirs = InMemoryStore()
@@ -137,7 +137,7 @@ def spans(op, order):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(puts, min_size=1, max_size=12), st.one_of(st.none(), conditions))
 def test_a_search_over_namespaces_finds_the_same_items(program, condition):
     theirs = InMemoryStore()
@@ -152,7 +152,7 @@ def test_a_search_over_namespaces_finds_the_same_items(program, condition):
             assert sorted(seen(mine), key=repr) == sorted(seen(other), key=repr)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sets(namespaces, min_size=1, max_size=6), st.lists(listings, min_size=1, max_size=8))
 def test_namespaces_are_listed_as_theirs_are(wanted, asked):
     theirs = InMemoryStore()

@@ -42,7 +42,7 @@ def test_the_vectors_are_wordllamas_own(local):
     np.testing.assert_allclose(local.embed(texts), theirs.embed(texts, norm=True), atol=1e-6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(texts=st.lists(st.text(max_size=30), max_size=5))
 def test_any_text_has_a_unit_vector_or_none(local, texts):
     vectors = local.embed(texts)

@@ -240,7 +240,7 @@ ENTRY = st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.sampled_from([1, 5, 1 << 15]),
     st.lists(

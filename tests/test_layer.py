@@ -542,13 +542,12 @@ def test_many_threads_share_one_memory(opened):
             memory.add(f"fact {number} {i}", user_id=f"user {number % 2}", infer=False)
 
     threads = [threading.Thread(target=add, args=(n,)) for n in range(4)]
-    began = time.monotonic()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert sum(len(memory.list(user_id=f"user {n}")) for n in (0, 1)) == 40
-    assert time.monotonic() - began < 30 and memory.check() == ()
+    assert memory.check() == ()
 
 
 def test_mistakes_about_owners_are_named(opened):

@@ -130,7 +130,7 @@ KNOWN = [BUSY.add(f"Fact {n}", user_id="ann", infer=False).rows[0].entry_id for 
 
 
 @pytest.mark.parametrize("tool", [*TOOLS, *openmemory.TOOLS], ids=lambda tool: tool.name)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_whatever_a_model_asks_gives_what_was_announced_or_a_sentence(tool, data):
     value = JSON | st.sampled_from(KNOWN) | st.lists(st.sampled_from(KNOWN))

@@ -101,7 +101,7 @@ def test_what_cannot_be_measured_is_left_out():
     assert decisions([rollout.episode, object()]) == {} == decisions([])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.text(min_size=1, max_size=60))
 def test_shares_are_shares_whatever_is_written(text):
     rollout = played([{"op": "ADD", "text": text}], "Ann lives in Rome")

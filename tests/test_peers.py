@@ -406,7 +406,7 @@ def test_a_bank_in_ram_has_no_place_for_the_packages_files(toy):
         ask(system, Bank(store, EMBEDDER, Owner("talk")))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.text(), max_size=4))
 def test_any_words_reach_the_package_and_come_back(toy, tmp_path_factory, words):
     folder = str(tmp_path_factory.mktemp("any"))

@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from memory_r1 import retrieve
@@ -238,7 +238,6 @@ PLACES = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.text("moon zq", max_size=9), st.sampled_from(["", "A", "B"]), PLACES)),
     st.text("moon zqAB", max_size=12),
@@ -302,7 +301,6 @@ def scores_by_hand(entries: Sequence[Entry], query: str) -> list[float]:
     return totals
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.text("moon zq", max_size=9), st.sampled_from(["", "A", "B"]), PLACES),

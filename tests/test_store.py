@@ -26,6 +26,8 @@ from memory_r1.types import Entry, Feedback, JournalRow, Message, Owner, Record,
 ANNA, BEN = Owner("anna"), Owner("ben", agent_id="helper", run_id="7")
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 LATER = NOON + timedelta(hours=1)
+# Each example has owners of its own, so the store may stay.
+PER_EXAMPLE = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
 POSTGRES = pytest.param("postgres", marks=pytest.mark.slow)  # a server has to be started
@@ -617,11 +619,7 @@ def lasting(request, tmp_path_factory):
 
 
 @given(data=st.data(), owner=owners)
-@settings(
-    max_examples=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@settings(max_examples=40, suppress_health_check=PER_EXAMPLE)
 def test_what_a_store_is_given_comes_back_exactly(lasting, data, owner):
     kept = data.draw(entries_of(owner))
     numbers = data.draw(st.lists(st.floats(-1, 1, width=32), min_size=3, max_size=3))
@@ -642,11 +640,7 @@ def test_what_a_store_is_given_comes_back_exactly(lasting, data, owner):
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["put", "end", "remove"]))),
 )
-@settings(
-    max_examples=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@settings(max_examples=40, suppress_health_check=PER_EXAMPLE)
 def test_the_index_always_agrees_with_the_entries_and_the_stores_with_each_other(location, steps):
     owner = Owner(new_id())
     ram, one, other = RamStore(), open_store(location), open_store(location)
@@ -750,11 +744,7 @@ def step(store, owner, name, number, data):
         max_size=30,
     )
 )
-@settings(
-    max_examples=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@settings(max_examples=40, suppress_health_check=PER_EXAMPLE)
 def test_every_store_counts_what_the_one_in_memory_counts(lasting, history):
     user, ram = f"half \ud83d {new_id()}", RamStore()
     for number, (name, agent, data) in enumerate(history):

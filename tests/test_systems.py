@@ -260,7 +260,7 @@ def test_turns_of_a_session_grow_into_chunks(bank):
     assert len(bank.history(ships.id)) == 2
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=6), min_size=1, max_size=4),
     st.integers(1, 40),

@@ -46,7 +46,6 @@ def test_every_word_comes_back_and_never_as_unknown(tokenizer):
 
 
 @given(st.sampled_from(KINDS), st.randoms(use_true_random=False))
-@settings(deadline=None)
 def test_invented_words_come_back(tokenizer, kind, rng):
     word = invent(kind, rng)
     assert round_trip(tokenizer, word) == word
@@ -134,7 +133,7 @@ def test_it_is_the_same_every_time_and_after_saving(tokenizer, tmp_path):
 
 
 @given(st.text(max_size=80))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_no_text_makes_it_fail(tokenizer, text):
     ids = tokenizer(text)["input_ids"]
     assert all(0 <= token < len(tokenizer) for token in ids)
@@ -142,12 +141,10 @@ def test_no_text_makes_it_fail(tokenizer, text):
 
 
 @given(st.lists(st.integers(0, 1000), max_size=30))
-@settings(deadline=None)
 def test_whatever_a_model_samples_can_be_decoded(tokenizer, ids):
     assert isinstance(tokenizer.decode(ids), str)
 
 
 @given(st.text("abcxyzABCXYZ", min_size=1, max_size=12))
-@settings(deadline=None)
 def test_any_latin_word_comes_back(tokenizer, word):
     assert round_trip(tokenizer, word) == word

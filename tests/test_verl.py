@@ -108,7 +108,7 @@ def played(episode, text, frozen):
     return drive([episode.judge()], frozen)[0].reward
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(REPLIES)
 def test_a_cluster_pays_a_manager_what_one_machine_pays(text):
     policy = ScriptedLLM([])
@@ -117,7 +117,7 @@ def test_a_cluster_pays_a_manager_what_one_machine_pays(text):
         assert scored(start, text)["score"] == here
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(REPLIES)
 def test_a_cluster_pays_an_answer_what_one_machine_pays(text):
     here = played(AnswerEpisode(TASK, ScriptedLLM([]), Settings()), text, Agents())
@@ -163,7 +163,11 @@ def test_the_answerer_is_asked_what_serving_would_ask(monkeypatch):
     assert [p.text for p in answerer.prompts] == [p.text for p in here.prompts]
 
 
-@pytest.mark.parametrize("start", [situation(), situation(right=("a",)), task()], ids=repr)
+@pytest.mark.parametrize(
+    "start",
+    [situation(), situation(right=("a",)), task()],
+    ids=["questions", "right operations", "a question"],
+)
 def test_a_row_holds_all_that_its_episode_starts_from(start):
     row = row_of(start, settings=Settings(per_speaker=1), reward="f1")
     again = samples.start_of(row["extra_info"])

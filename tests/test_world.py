@@ -130,7 +130,7 @@ DIALS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 @given(DIALS)
 def test_every_world_is_consistent_whatever_its_dials(config):
     (sample,) = generate(config)
