@@ -40,6 +40,7 @@ class Upstream(Server):
     def __init__(self):
         super().__init__()
         self.paths = []
+        self.kind = "text/event-stream; charset=utf-8"
         self.respond = lambda body: (200, chunks("Hel", "lo") if body.get("stream") else whole())
         outer = self
 
@@ -50,6 +51,7 @@ class Upstream(Server):
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 outer.paths.append(self.path)
+                outer.connection = self.connection
                 outer.bodies.append(body)
                 outer.headers.append({name.lower(): v for name, v in self.headers.items()})
                 status, reply = outer.respond(body)
@@ -65,7 +67,7 @@ class Upstream(Server):
             def stream(self, events):
                 self.close_connection = True
                 self.send_response(200)
-                self.send_header("content-type", "text/event-stream; charset=utf-8")
+                self.send_header("content-type", outer.kind)
                 self.send_header("transfer-encoding", "chunked")
                 self.end_headers()
                 for event in events:
@@ -483,6 +485,40 @@ def test_a_client_that_goes_away_was_heard_and_the_cut_reply_is_not(memory, upst
         stream.close()
         held.set()
         assert gone.wait(10)  # the service is let go of too
+        assert texts(memory)[1:] == ["I have a cat"]
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["waiting", "half a reply"])
+def test_a_client_that_gives_up_was_heard_and_the_service_is_let_go_of(memory, upstream, begun):
+    gone = threading.Event()
+
+    def spaces():
+        try:
+            for _ in range(60_000):
+                yield b" "
+                time.sleep(0.001)
+        finally:
+            gone.set()
+
+    def respond(body):
+        if begun:
+            return 200, spaces()
+        upstream.connection.settimeout(30)
+        if not upstream.connection.recv(1):
+            gone.set()
+        return 200, whole()
+
+    upstream.kind, upstream.respond = "application/json", respond
+    with (
+        serving(memory, upstream=upstream.url, remember="both") as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, timeout=0.5, max_retries=0) as client,
+    ):
+        with pytest.raises(openai.APITimeoutError):
+            ask(client, "I have a cat")
+        assert gone.wait(10)
+        deadline = time.monotonic() + 10
+        while len(texts(memory)) == 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
         assert texts(memory)[1:] == ["I have a cat"]
 
 

@@ -24,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 from memory_r1.errors import ConfigError, DataError, MemoryR1Error
 from memory_r1.serve.proxy.asked import Asked, Field
 from memory_r1.serve.proxy.replied import Streamed, text_in
-from memory_r1.serve.proxy.upstream import BROKEN, CUT, Refused, Upstream, returned
+from memory_r1.serve.proxy.upstream import BROKEN, CUT, Gone, Refused, Upstream, returned
 from memory_r1.serve.server.caller import Caller
 from memory_r1.serve.server.problems import response_to
 from memory_r1.serve.server.service import Calls, Serves, Service, ids
@@ -93,8 +93,8 @@ routes = APIRouter(prefix="/v1", route_class=_Route, include_in_schema=False)
 async def models(request: Request, caller: Calls) -> Response:
     """The models of the service behind."""
     upstream = _upstream(request)
-    response = await upstream.ask("models", request.headers, caller, query=request.url.query)
-    return await _passed(upstream, response, {}, None)
+    response = await upstream.ask("models", request, caller)
+    return await _passed(upstream, request, response, {}, None)
 
 
 @routes.post("/chat/completions")
@@ -173,10 +173,8 @@ async def _talk(request: Request, service: Service, caller: Caller, field: Field
     wish, owner = _wish(request), _owner(request, asked, caller)
     if wish == "off" or owner is None:
         told = {"X-Memory": "off" if wish == "off" else "no-user"}
-        response = await upstream.ask(
-            _PATHS[field], request.headers, caller, sent, request.url.query
-        )
-        return await _passed(upstream, response, told, None)
+        response = await upstream.ask(_PATHS[field], request, caller, sent)
+        return await _passed(upstream, request, response, told, None)
     reading = wish == "read-only" or (caller.key is not None and caller.key.read_only)
     turn = _Turn(
         *(service, asked, owner),
@@ -185,7 +183,11 @@ async def _talk(request: Request, service: Service, caller: Caller, field: Field
     )
     entries = await run_in_threadpool(turn.recall)
     body = asked.recalling(entries, service.settings.place) if entries else sent
-    response = await upstream.ask(_PATHS[field], request.headers, caller, body, request.url.query)
+    try:
+        response = await upstream.ask(_PATHS[field], request, caller, body)
+    except Gone:  # who gave up on the reply had said something all the same
+        await run_in_threadpool(turn.hear)
+        raise
     told = {"X-Memory": "read-only" if reading else "on"}
     if entries:
         told["X-Memory-Used"] = ",".join(quote(entry.id) for entry in entries[:_MOST_IDS])
@@ -197,7 +199,7 @@ async def _talk(request: Request, service: Service, caller: Caller, field: Field
         raise
     if turn.failed:
         told["X-Memory"] = "failed"
-    return await _passed(upstream, response, told, turn)
+    return await _passed(upstream, request, response, told, turn)
 
 
 def _wish(request: Request) -> Wish:
@@ -239,13 +241,17 @@ def _once(request: Request, asked: Asked, caller: Caller) -> str:
 
 
 async def _passed(
-    upstream: Upstream, response: httpx.Response, told: Mapping[str, str], turn: _Turn | None
+    upstream: Upstream,
+    request: Request,
+    response: httpx.Response,
+    told: Mapping[str, str],
+    turn: _Turn | None,
 ) -> Response:
     """The service's response; what the model said is kept when it is whole."""
     headers = {**returned(response), **told}
     if response.headers.get("content-type", "").startswith("text/event-stream"):
         return _Passing(response, headers, turn)
-    data = await upstream.whole(response)
+    data = await upstream.whole(response, request)
     if not response.is_success:
         data = upstream.told(data)
     elif turn is not None:

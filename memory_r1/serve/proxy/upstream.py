@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
+import asyncio
+from collections.abc import Coroutine, Iterable
+from typing import Any, Final, TypeVar
 
 import httpx
 from starlette.datastructures import Headers
+from starlette.requests import Request
 
 from memory_r1.errors import MemoryR1Error
 from memory_r1.serve.server.caller import Caller
@@ -35,6 +37,7 @@ MOST_BYTES: Final = 1 << 26
 """Of one reply; a service behind that never ends could take all memory."""
 BROKEN: Final = "upstream_broke_off"
 CUT: Final = "the reply of the service broke off half-way"
+T = TypeVar("T")
 
 
 class Refused(MemoryR1Error):
@@ -43,6 +46,13 @@ class Refused(MemoryR1Error):
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
         self.status, self.code = status, code
+
+
+class Gone(Refused):
+    """The client went away before its reply came; the status is nginx's for this."""
+
+    def __init__(self) -> None:
+        super().__init__(499, "client_gone", "the client went away")
 
 
 class Upstream:
@@ -73,25 +83,25 @@ class Upstream:
     async def ask(
         self,
         path: str,
-        headers: Headers,
+        request: Request,
         caller: Caller,
         body: bytes | None = None,
-        query: str = "",
     ) -> httpx.Response:
         """The response, whose body is yet to be read: whatever the service says, errors too.
 
         One attempt, since the client has its own; body: None for a GET. Raises Refused when the
-        service can't be reached, sends the request elsewhere, or wants a key that isn't known.
+        service can't be reached, sends the request elsewhere, or wants a key that isn't known;
+        Gone.
         """
-        client = self._connections()
-        request = client.build_request(
+        client, query = self._connections(), request.url.query
+        sent = client.build_request(
             "GET" if body is None else "POST",
             f"{self._url}/{path}" + (f"?{query}" if query else ""),
-            headers=self._sent(headers, caller),
+            headers=self._sent(request.headers, caller),
             content=body,
         )
         try:
-            response = await client.send(request, stream=True)
+            response = await _while_wanted(request, client.send(sent, stream=True))
         except httpx.TimeoutException as error:
             raise Refused(504, "upstream_timeout", self._failed(error)) from error
         except httpx.TransportError as error:
@@ -128,27 +138,50 @@ class Upstream:
     def _failed(self, error: httpx.TransportError) -> str:
         return f"the service at {self._shown} did not reply ({type(error).__name__}); does it run?"
 
-    async def whole(self, response: httpx.Response) -> bytes:
-        """What a response holds; Refused when it breaks off or never ends."""
-        parts, size = [], 0
+    async def whole(self, response: httpx.Response, request: Request) -> bytes:
+        """What a response holds; Refused when it breaks off or never ends, Gone."""
         try:
-            async for part in response.aiter_bytes():
-                parts.append(part)
-                size += len(part)
-                if size > MOST_BYTES:
-                    raise Refused(
-                        *(502, "upstream_too_long"),
-                        f"the service at {self._shown} replied with more than {MOST_BYTES} bytes",
-                    )
+            return await _while_wanted(request, self._read(response))
         except httpx.TransportError as error:
             raise Refused(502, BROKEN, CUT) from error
         finally:
             await response.aclose()
+
+    async def _read(self, response: httpx.Response) -> bytes:
+        parts, size = [], 0
+        async for part in response.aiter_bytes():
+            parts.append(part)
+            size += len(part)
+            if size > MOST_BYTES:
+                raise Refused(
+                    *(502, "upstream_too_long"),
+                    f"the service at {self._shown} replied with more than {MOST_BYTES} bytes",
+                )
         return b"".join(parts)
 
     def told(self, data: bytes) -> bytes:
         """What the service says of an error, without the key, which some repeat."""
         return data.replace(self._key.encode(), b"[key]") if self._key else data
+
+
+async def _while_wanted(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of work on a request whose body was read; Gone ends it, and what it costs."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise Gone
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def returned(response: httpx.Response) -> dict[str, str]:
