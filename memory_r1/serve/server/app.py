@@ -47,7 +47,6 @@ def build(memory: Memory, settings: Serving | None = None) -> FastAPI:
         version=memory_r1.__version__,
         summary="Long-term memory for LLM agents that a trained agent manages.",
         lifespan=life,
-        max_body_size=service.settings.max_body,
         # Nothing is reported to anybody, whatever is set up in this process.
         telemetry={"tracing": False, "metrics": False, "logs": False},
         docs_url=None,  # they load scripts from another machine

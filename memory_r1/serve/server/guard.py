@@ -38,23 +38,27 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: Serving) -> None:
         self._app, self._private = app, settings.private
         self._names = [name.lower() for name in settings.names]
+        self._most = settings.max_body
         self._patience = BODY_SECONDS + settings.max_body / BODY_BYTES
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 403, or pass the request on."""
+        """Answer 403 or 413, or pass the request on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
 
-        late, whole = time.monotonic() + self._patience, False
+        late, whole, size = time.monotonic() + self._patience, False, 0
 
-        async def in_time() -> Message:
-            nonlocal whole
+        async def in_bounds() -> Message:
+            nonlocal whole, size
             if whole:  # what comes now is that the client has gone: may that take long
                 return await receive()
             with anyio.move_on_after(max(0.0, late - time.monotonic())):
                 message = await receive()
                 whole = not message.get("more_body", False)
+                size += len(message.get("body", b""))
+                if size > self._most:
+                    raise HTTPException(413, self._too_long("more"))
                 return message
             raise HTTPException(408, "the body did not come in time", {"Connection": "close"})
 
@@ -65,11 +69,19 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
-        refusal = self._refusal(scope)
-        await (problem(403, refusal) if refusal else self._app)(scope, in_time, as_it_says)
-
-    def _refusal(self, scope: Scope) -> str:
         headers = Headers(scope=scope)
+        told = headers.get("content-length", "")
+        app: ASGIApp = self._app
+        if refusal := self._refusal(scope, headers):
+            app = problem(403, refusal)
+        elif told.isdecimal() and int(told) > self._most:
+            app = problem(413, self._too_long(told))
+        await app(scope, in_bounds, as_it_says)
+
+    def _too_long(self, size: str) -> str:
+        return f"a body may have {self._most} bytes here, and this has {size}; see --max-body"
+
+    def _refusal(self, scope: Scope, headers: Headers) -> str:
         host, origin = headers.get("host", ""), headers.get("origin", "")
         try:
             address = urlsplit(f"//{host}")
