@@ -19,7 +19,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
+# Tests run beside each other, one on each core; 0: one after the other.
+WORKERS ?= auto
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal
 INSTALLED := $(VENV)/.installed
 PEERS := .venv-peers
 PEERS_INSTALLED := $(PEERS)/.installed
@@ -42,10 +45,10 @@ quickstart: $(INSTALLED)
 	OMP_NUM_THREADS=$$(nproc) $(BIN)/memory-r1 quickstart
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 test-all: $(INSTALLED) $(PEERS_INSTALLED)
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

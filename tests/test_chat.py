@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from model_server import Server, completion
+from model_server import Server, chunk, chunks, completion
 from typer.testing import CliRunner
 
 from memory_r1 import Memory
@@ -85,6 +85,34 @@ def test_a_model_is_shown_the_memories_and_what_was_said_before(talk, server):
     block, _, line = last["content"].rpartition("\n\n")
     assert line == "What do I play?" and '"Kim plays the oboe"' in block
     assert block.startswith("<recalled-memories>") and block.endswith("</recalled-memories>")
+
+
+def test_a_reply_is_shown_as_it_comes_and_thinking_is_not(talk, server):
+    begun = ["", "<th", "ink>who?</", "think>\n\nNice to", " meet ", "you.\n"]
+    replies = [begun, ["The", " oboe ", "<3"], ["Well, the user", " asks.</think>", "The oboe."]]
+
+    def respond(body):
+        if body.get("stream"):
+            return 200, chunks(*replies.pop(0))
+        return 200, completion('{"facts": []}')
+
+    server.respond = respond
+    said = talk("I play the oboe", "What?", "What?", options=["--llm", f"{server.url}#m"])
+    shown = ["Nice to meet you.", "The oboe <3", "Well, the user asks.", "The oboe."]
+    assert said.stdout.splitlines()[:2] == shown[:2]
+    streamed = [body for body in server.bodies if body.get("stream")]
+    assert [m["content"] for m in streamed[2]["messages"][2::2]] == shown[:2]
+
+
+def test_a_reply_that_breaks_off_is_none(talk, server):
+    replies = [[chunk({"content": "I nev"}), None], chunks("Hello")]
+    server.respond = lambda body: (
+        (200, replies.pop(0)) if body.get("stream") else (200, completion('{"facts": []}'))
+    )
+    said = talk("Hi", "Hi!", options=["--llm", f"{server.url}#m"])
+    assert said.stdout == "I nev\nHello\n" and "no reply: model 'm'" in said.stderr
+    (second,) = [body for body in server.bodies if body.get("stream")][1:]
+    assert [m["content"] for m in second["messages"][1:]] == ["Hi!"]
 
 
 def test_without_a_reply_nothing_that_was_said_is_lost(talk, monkeypatch):

@@ -5,10 +5,10 @@ import threading
 import time
 
 import pytest
-from model_server import Server, completion
+from model_server import Server, chunk, chunks, completion, event
 
 from memory_r1.errors import ConfigError, DataError, MalformedReply, ModelUnavailable
-from memory_r1.llm import LLM, Agents, Call, ScriptedLLM, drive
+from memory_r1.llm import LLM, Agents, Call, ScriptedLLM, Streams, drive
 from memory_r1.llm import open as opening
 from memory_r1.llm.open import open_agents
 from memory_r1.llm.openai import OpenAILLM
@@ -204,6 +204,66 @@ def test_replies_and_their_tokens_are_counted_by_many_threads(server, llm):
     assert usage_of(agents) == Tally(40, 440, 120)
     assert usage_of(Agents(answer=ScriptedLLM([]))) == usage_of(Agents()) == Tally()
     assert Tally(3, 30, 9) - Tally(1, 10, 3) == Tally(2, 20, 6)
+
+
+USED = event({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 2}})
+
+
+def test_a_reply_can_be_read_while_it_is_written(server, llm):
+    heard, pieces = threading.Event(), []
+    first, *rest = chunks("I am ", "Ann")[1:]
+    rest.insert(-1, USED)
+    server.respond = lambda body: (200, [b": hello\n\n", first, heard, *rest])
+
+    def tell(text):
+        pieces.append(text)
+        heard.set()
+
+    said = llm.stream(HELLO, tell, max_tokens=7)
+    assert isinstance(llm, Streams) and pieces == ["I am ", "Ann"]
+    assert (
+        said == Completion("I am Ann", 9, 2) and usage_of(Agents(answer=llm)).completion_tokens == 2
+    )
+    (body,) = server.bodies
+    assert body["stream"] is True and body["stream_options"] == {"include_usage": True}
+    assert (body["max_tokens"], body["temperature"]) == (7, 0.0)
+
+
+def test_a_server_that_does_not_stream_is_read_as_a_whole(server, llm):
+    pieces = []
+    assert llm.stream(HELLO, pieces.append) == Completion("Hi", 11, 3) and pieces == ["Hi"]
+
+
+def test_a_server_that_counts_no_stream_or_is_busy_is_asked_again(server, llm, waits):
+    faults = [(503, {}), (400, {"error": "unknown field stream_options"})]
+
+    def respond(body):
+        return faults.pop(0) if faults else (200, chunks("Hi"))
+
+    server.respond, pieces = respond, []
+    assert llm.stream(HELLO, pieces.append).text == "Hi" and pieces == ["Hi"]
+    assert len(waits) == 1 and llm.refused == {"stream_options"}
+    assert ["stream_options" in body for body in server.bodies] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("rest", "told"),
+    [
+        ([None], "broke off"),
+        ([], "broke off"),
+        ([event({"error": {"message": f"no memory for {KEY}"}})], r"no memory for \[key\]"),
+        ([b"data: {half\n\n"], "not a streamed chat completion: 'data: {half'"),
+        ([b"data: [1]\n\n"], "not a streamed"),
+        ([event({"choices": [{"delta": None}]})], "not a streamed"),
+        ([event({"choices": 7})], "not a streamed"),
+        ([b"data: " + b"[" * 100_000 + b"\n\n"], "not a streamed"),
+    ],
+)
+def test_a_stream_that_goes_wrong_is_no_reply_and_is_not_repeated(server, llm, rest, told):
+    server.respond, pieces = lambda body: (200, [chunk({"content": "I am"}), *rest]), []
+    with pytest.raises(ModelUnavailable, match=told):
+        llm.stream(HELLO, pieces.append)
+    assert pieces == ["I am"] and len(server.bodies) == 1
 
 
 def test_the_servers_models_are_listed(server, llm, waits):

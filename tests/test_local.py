@@ -12,8 +12,9 @@ transformers = pytest.importorskip("transformers", reason="local models need the
 from memory_r1 import extract, manage  # noqa: E402
 from memory_r1.data.words import pool  # noqa: E402
 from memory_r1.errors import ConfigError, MissingExtra, ModelUnavailable  # noqa: E402
-from memory_r1.llm import LLM, Agents  # noqa: E402
+from memory_r1.llm import LLM, Agents, Streams  # noqa: E402
 from memory_r1.llm.local import LocalLLM, use_threads  # noqa: E402
+from memory_r1.llm.sampler import Sample  # noqa: E402
 from memory_r1.llm.usage import Tally, usage_of  # noqa: E402
 from memory_r1.train import tokenizer as tiny_tokenizer  # noqa: E402
 from memory_r1.types import Entry, Owner, Prompt  # noqa: E402
@@ -387,6 +388,32 @@ def write_chat_model(folder, seed=0, kind="byte-level", extra=5):
     transformers.Qwen2ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_reply_can_be_read_while_it_is_written(tmp_path, seed):
+    llm = LocalLLM(write_chat_model(tmp_path / "chat", seed))
+    assert isinstance(llm, Streams)
+    pieces = []
+    told = llm.stream(says("Ida has a dog"), pieces.append, max_tokens=60)
+    assert "".join(pieces) == told.text and all(pieces) and len(pieces) > 1
+    assert [told] == llm.complete([says("Ida has a dog")], max_tokens=60)
+    assert usage_of(Agents(answer=llm)).calls == 2
+
+
+def test_a_letter_of_several_tokens_is_told_when_it_is_whole(tmp_path, monkeypatch):
+    llm = LocalLLM(write_chat_model(tmp_path / "chat"))
+    ids, shown = llm.tokenizer("é 🐕!")["input_ids"], []
+    sample = Sample(tuple(ids), (0.0,) * len(ids), True)
+
+    def write(*args, watch, **kwargs):
+        for end in range(1, len(ids) + 1):
+            watch(ids[:end])
+        return [[sample]]
+
+    monkeypatch.setattr("memory_r1.llm.sampler.sample", write)
+    assert llm.stream(says("Hi"), shown.append).text == "é 🐕!"
+    assert shown == ["é", " ", "🐕", "!"]
 
 
 def bounded(schema):

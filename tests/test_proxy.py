@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_server import serving
-from model_server import Server, completion
+from model_server import Server, chunk, chunks, completion, event
 
 from memory_r1 import Memory
 from memory_r1.embed import open_embedder
@@ -35,12 +35,11 @@ KEY = "sk-of-the-caller"
 
 
 class Upstream(Server):
-    """A model service that can stream: a reply that is a list is sent event by event."""
+    """A model service that streams where it is asked to."""
 
     def __init__(self):
         super().__init__()
         self.paths = []
-        self.kind = "text/event-stream; charset=utf-8"
         self.respond = lambda body: (200, chunks("Hel", "lo") if body.get("stream") else whole())
         outer = self
 
@@ -54,52 +53,17 @@ class Upstream(Server):
                 outer.connection = self.connection
                 outer.bodies.append(body)
                 outer.headers.append({name.lower(): v for name, v in self.headers.items()})
-                status, reply = outer.respond(body)
-                if isinstance(reply, dict | bytes):
-                    self.send(status, reply)
-                else:
-                    self.stream(reply)
+                self.say(*outer.respond(body))
 
             def do_GET(self):
                 outer.headers.append({name.lower(): v for name, v in self.headers.items()})
                 super().do_GET()
-
-            def stream(self, events):
-                self.close_connection = True
-                self.send_response(200)
-                self.send_header("content-type", outer.kind)
-                self.send_header("transfer-encoding", "chunked")
-                self.end_headers()
-                for event in events:
-                    if event is None:  # the service dies
-                        return
-                    if isinstance(event, threading.Event):
-                        event.wait(10)
-                        continue
-                    self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
-                    self.wfile.flush()
-                self.wfile.write(b"0\r\n\r\n")
 
         self.http.RequestHandlerClass = Handler
 
 
 def whole(text="Hello"):
     return {"id": "c1", "object": "chat.completion", "created": 1, "model": "m", **completion(text)}
-
-
-def event(data):
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
-
-
-def chunk(delta, finish=None):
-    choice = {"index": 0, "delta": delta, "finish_reason": finish}
-    known = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
-    return event({**known, "choices": [choice]})
-
-
-def chunks(*texts):
-    said = [chunk({"content": text}) for text in texts]
-    return [chunk({"role": "assistant"}), *said, chunk({}, "stop"), b"data: [DONE]\n\n"]
 
 
 def response(text):

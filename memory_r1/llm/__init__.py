@@ -12,7 +12,7 @@ from memory_r1.errors import ConfigError, ModelUnavailable
 from memory_r1.llm.scripted import ScriptedLLM
 from memory_r1.types import Completion, Prompt, Style
 
-__all__ = ["LLM", "Agents", "Call", "Conversation", "Role", "ScriptedLLM", "drive"]
+__all__ = ["LLM", "Agents", "Call", "Conversation", "Role", "ScriptedLLM", "Streams", "drive"]
 
 
 @runtime_checkable
@@ -31,6 +31,20 @@ class LLM(Protocol):
         schema: Mapping[str, Any] | None = None,
     ) -> list[Completion]:
         """One completion per prompt, in order. `schema` is a JSON schema the reply should obey."""
+        ...
+
+
+@runtime_checkable
+class Streams(Protocol):
+    """A model whose reply can be read while it is written."""
+
+    def stream(
+        self, prompt: Prompt, tell: Callable[[str], None], *, max_tokens: int = 512
+    ) -> Completion:
+        """The completion, at temperature 0; `tell` is given its text piece by piece as it comes.
+
+        Raises what `complete` raises, also after some of the text was told.
+        """
         ...
 
 

@@ -137,6 +137,31 @@ class LocalLLM:
             self._remember(known)
         return [known[key] for key in keys]
 
+    def stream(
+        self, prompt: Prompt, tell: Callable[[str], None], *, max_tokens: int = 512
+    ) -> Completion:
+        """The completion, at temperature 0; `tell` is given its text piece by piece as it comes."""
+        if self.style == "compact":
+            max_tokens = min(max_tokens, LONGEST_COMPACT_REPLY)
+        told = 0
+
+        def go_on(text: str) -> None:
+            nonlocal told
+            if len(text) > told:
+                tell(text[told:])
+                told = len(text)
+
+        def watch(ids: Sequence[int]) -> None:
+            text = self.decode(ids)
+            # A character of several tokens is a question mark until the last of them is there.
+            if not text.endswith("\ufffd"):
+                go_on(text)
+
+        with self._lock:
+            (completion,) = self._write([prompt], max_tokens, 0.0, None, watch)
+        go_on(completion.text)
+        return completion
+
     def copy(self, *, dtype: str | None = None) -> LocalLLM:
         """The same model with weights of its own, read anew: one to train, one that stays."""
         twin = LocalLLM(
@@ -277,6 +302,7 @@ class LocalLLM:
         max_tokens: int,
         temperature: float,
         schema: Mapping[str, Any] | None,
+        watch: Callable[[Sequence[int]], None] | None = None,
     ) -> list[Completion]:
         if not prompts:
             return []
@@ -294,6 +320,7 @@ class LocalLLM:
                 end=self.end_ids,
                 seed=self._seeds.getrandbits(63),
                 guides=guides,
+                watch=watch,
             )
         completions = [
             Completion(self.decode(reply.ids), len(ids), len(reply.ids), reply.finished)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -60,7 +61,7 @@ class OpenAILLM:
         self.usage = Usage()
         self.refused: frozenset[str] = frozenset()
         """What this server has turned out not to take: of response_format (a JSON schema),
-        temperature and max_tokens."""
+        temperature, max_tokens and stream_options (the count of a stream's tokens)."""
         self._retries = retries
         self._limit = limit
         self._sleep = sleep
@@ -99,8 +100,19 @@ class OpenAILLM:
             return [one(prompts[0])]
         return list(self._pool.map(one, prompts))
 
+    def stream(
+        self, prompt: Prompt, tell: Callable[[str], None], *, max_tokens: int = 512
+    ) -> Completion:
+        """The completion, at temperature 0; `tell` is given its text piece by piece as it comes."""
+        return self._complete(prompt, max_tokens, 0.0, None, tell)
+
     def _complete(
-        self, prompt: Prompt, max_tokens: int, temperature: float, schema: Mapping[str, Any] | None
+        self,
+        prompt: Prompt,
+        max_tokens: int,
+        temperature: float,
+        schema: Mapping[str, Any] | None,
+        tell: Callable[[str], None] | None = None,
     ) -> Completion:
         """Ask with everything; what the server refuses is left out, and remembered if that helps.
 
@@ -112,6 +124,8 @@ class OpenAILLM:
         if schema is not None:
             form = {"name": "reply", "strict": True, "schema": dict(schema)}
             offered["response_format"] = {"type": "json_schema", "json_schema": form}
+        if tell is not None:
+            offered["stream_options"] = {"include_usage": True}
         messages = [
             # Half a surrogate pair can't be sent.
             {"role": role, "content": content.encode("utf-8", "replace").decode()}
@@ -120,6 +134,8 @@ class OpenAILLM:
         refused = self.refused
         while True:
             body: dict[str, Any] = {"model": self.name, "messages": messages}
+            if tell is not None:
+                body["stream"] = True
             body |= {name: value for name, value in offered.items() if name not in refused}
             if "max_tokens" in refused:
                 body["max_completion_tokens"] = max_tokens
@@ -130,7 +146,13 @@ class OpenAILLM:
             refused |= blamed
         if response.is_success:
             self.refused |= refused
-        completion = replace(self._read(response), seconds=time.perf_counter() - began)
+        if tell is not None and _is_stream(response):
+            completion = self._hear(response, tell)
+        else:
+            completion = self._read(response)
+            if tell is not None:
+                tell(completion.text)
+        completion = replace(completion, seconds=time.perf_counter() - began)
         self.usage.count(completion)
         if sent is not None and completion.prompt_tokens:
             sent.tokens = completion.prompt_tokens + completion.completion_tokens
@@ -164,7 +186,14 @@ class OpenAILLM:
             wait = min(0.5 * 2**attempt, _LONGEST_WAIT)
             sent = self._limit.enter(expected) if self._limit else None
             try:
-                response = self._client.post(f"{self.base_url}/chat/completions", json=body)
+                response = self._client.send(
+                    self._client.build_request(
+                        "POST", f"{self.base_url}/chat/completions", json=body
+                    ),
+                    stream="stream" in body,
+                )
+                if not _is_stream(response):
+                    response.read()
             except httpx.InvalidURL as error:
                 raise self._unavailable(f"the URL is not valid: {error}") from error
             except httpx.HTTPError as error:
@@ -186,13 +215,41 @@ class OpenAILLM:
             data = response.json()
             choice = data["choices"][0]
             text = choice["message"]["content"] or ""
-            usage = data.get("usage") or {}
-            read, written = (int(usage.get(f"{part}_tokens") or 0) for part in _PARTS)
+            read, written = _tokens(data.get("usage") or {})
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise self._unavailable(f"not a chat completion: {_said(response)}") from error
         if not isinstance(text, str):
             raise self._unavailable(f"the reply's content is not text: {_said(response)}")
         return Completion(text, read, written, finished=choice.get("finish_reason") != "length")
+
+    def _hear(self, response: httpx.Response, tell: Callable[[str], None]) -> Completion:
+        """The same from events. What has been told can't be taken back, so nothing is repeated."""
+        parts: list[str] = []
+        finish: str | None = None
+        usage: Mapping[str, Any] = {}
+        try:
+            for line in response.iter_lines():
+                if not line.startswith("data:") or line.endswith("[DONE]"):
+                    continue
+                event = json.loads(line.removeprefix("data:"))
+                if "error" in event:
+                    raise self._unavailable(" ".join(str(event["error"])[:300].split()))
+                usage = event.get("usage") or usage
+                for choice in event.get("choices", ())[:1]:
+                    finish = choice.get("finish_reason") or finish
+                    if text := choice["delta"].get("content"):
+                        parts.append(text)
+                        tell(text)
+            read, written = _tokens(usage)
+        except httpx.HTTPError as error:
+            raise self._unavailable(f"the reply broke off ({type(error).__name__})") from error
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise self._unavailable(f"not a streamed chat completion: {line[:200]!r}") from error
+        finally:
+            response.close()
+        if finish is None:
+            raise self._unavailable("the reply broke off")
+        return Completion("".join(parts), read, written, finished=finish != "length")
 
     def _unavailable(
         self, problem: str, kind: type[ModelUnavailable] = ModelUnavailable
@@ -206,14 +263,25 @@ class OpenAILLM:
         )
 
 
+def _is_stream(response: httpx.Response) -> bool:
+    kind = response.headers.get("content-type", "")
+    return response.is_success and kind.startswith("text/event-stream")
+
+
+def _tokens(usage: Mapping[str, Any]) -> tuple[int, int]:
+    read, written = (int(usage.get(f"{part}_tokens") or 0) for part in _PARTS)
+    return read, written
+
+
 def _blamed(response: httpx.Response) -> set[str]:
     """The optional parts of a request that a refusal may be about."""
     if response.status_code not in _REFUSED:
         return set()
     if "max_completion_tokens" in response.text:
         return {"max_tokens"}
-    if "temperature" in response.text:
-        return {"temperature"}
+    for name in ("temperature", "stream_options"):
+        if name in response.text:
+            return {name}
     return {"response_format"}
 
 

@@ -53,6 +53,7 @@ def sample(
     places: Sequence[int] | None = None,
     batch_tokens: int = 32_768,
     guides: Callable[[], Guide] | None = None,
+    watch: Callable[[Sequence[int]], None] | None = None,
 ) -> list[list[Sample]]:
     """Write `counts` replies to every prompt: one list per prompt, in order.
 
@@ -69,6 +70,7 @@ def sample(
                    prompt that needs more travels alone
     guides:        makes the guide of a reply, which names the tokens it may go on with; the
                    others' chances are zero
+    watch:         shown the tokens so far of a batch's first reply after each step
 
     Raises ConfigError for a setting out of range, and for a model whose attention is of a kind
     that is not known here.
@@ -91,7 +93,8 @@ def sample(
             uniforms = None if temperature == 0 else _uniforms(work, seeds, max_tokens)
             texts = [groups[g][0] for g in batch]
             replies = _decode(
-                model, texts, work, max_tokens, temperature, frozenset(end), uniforms, guides
+                *(model, texts, work, max_tokens, temperature, frozenset(end)),
+                *(uniforms, guides, watch),
             )
             for row, reply in zip(work, replies, strict=True):
                 found |= dict.fromkeys(row.places, reply)
@@ -186,6 +189,7 @@ def _decode(
     end: frozenset[int],
     uniforms: Tensor | None,
     guides: Callable[[], Guide] | None,
+    watch: Callable[[Sequence[int]], None] | None,
 ) -> list[Sample]:
     """Write one reply per row, all rows in step; a row leaves the batch when it is finished."""
     device = next(model.parameters()).device
@@ -210,6 +214,8 @@ def _decode(
                 finished[i] = token in end
                 if guided is not None:
                     guided[i].take(token)
+        if watch is not None:
+            watch(ids[0])
         done = [line for line, i in enumerate(live) if finished[i]]
         if step + 1 == max_tokens or len(done) == len(live):
             break

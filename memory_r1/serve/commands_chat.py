@@ -86,6 +86,32 @@ def _lines() -> Iterator[str]:
                 yield line
 
 
+class _Screen:
+    """A reply on stdout as it comes, without what the model thinks before it."""
+
+    def __init__(self) -> None:
+        self._text = self._shown = ""
+
+    def take(self, text: str) -> None:
+        """Print what is new of the reply, and of its end only what isn't blank."""
+        from memory_r1.llm.prompting import without_thinking
+
+        self._text += text
+        reply = without_thinking(self._text).strip()
+        if "<think>".startswith(reply):  # perhaps it begins to think
+            return
+        if not reply.startswith(self._shown):  # that was thinking, which nothing announced
+            self.end()
+        typer.echo(reply.removeprefix(self._shown), nl=False)
+        self._shown = reply
+
+    def end(self) -> None:
+        """End the line, if there is one."""
+        if self._shown:
+            typer.echo()
+        self._shown = ""
+
+
 class _Talk:
     """One conversation."""
 
@@ -131,21 +157,29 @@ class _Talk:
             return
         hits = self._memory.search(line, user_id=self._user, k=self._k)
         entries = [hit.entry for hit in hits]
-        answer(self._completed(model, line, entries))
+        self._say(model, line, entries)
         self._show_used(entries)
 
-    def _completed(self, model: LLM, line: str, entries: Sequence[Entry]) -> str:
+    def _say(self, model: LLM, line: str, entries: Sequence[Entry]) -> None:
+        """Print the model's reply, as it comes where the model can do that."""
         from memory_r1.extract import recalled
+        from memory_r1.llm import Streams
         from memory_r1.llm.prompting import without_thinking
         from memory_r1.types import Prompt
 
         # Memories stand in the user's message: not every chat template takes a later system one.
         shown = f"{recalled(entries)}\n\n{line}" if entries else line
         messages = (("system", _INSTRUCTIONS), *self._said, ("user", shown))
-        (completion,) = model.complete([Prompt(messages)], max_tokens=_MAX_TOKENS)
-        reply = without_thinking(completion.text).strip()
-        self._said += (("user", line), ("assistant", reply))
-        return reply
+        prompt, screen = Prompt(messages), _Screen()
+        try:
+            if isinstance(model, Streams):
+                completion = model.stream(prompt, screen.take, max_tokens=_MAX_TOKENS)
+            else:
+                (completion,) = model.complete([prompt], max_tokens=_MAX_TOKENS)
+                screen.take(completion.text)
+        finally:
+            screen.end()
+        self._said += (("user", line), ("assistant", without_thinking(completion.text).strip()))
 
     def _command(self, line: str) -> None:
         match line:
