@@ -7,6 +7,7 @@ forgotten user has said, while the store and the server are still open.
 import gc
 import json
 import time
+from collections.abc import Iterator
 
 import httpx
 import numpy as np
@@ -27,16 +28,15 @@ def said() -> str:
     return f"I bought a {word().capitalize()} table in Oslo, and its colour is green."
 
 
-def traces() -> list[str]:
-    """Where the word still is: the types on the way to it, nearest first."""
+def traces() -> Iterator[str]:
+    """Where the word still is: the types on the way to it, nearest first. New things come first."""
     gc.collect()
     needle = word()
     seen: set[int] = set()
-    found: list[str] = []
     every = gc.get_objects()
     tracked = {id(one) for one in every}
     waiting = [(one, ()) for one in every]
-    skipped = {id(every), id(waiting), id(tracked), id(seen), id(found)}
+    skipped = {id(every), id(waiting), id(tracked), id(seen)}
     while waiting:
         one, path = waiting.pop()
         if id(one) in seen or id(one) in skipped:
@@ -46,10 +46,9 @@ def traces() -> list[str]:
         for part in inside:
             if issubclass(type(part), str | bytes | bytearray):  # some mind being asked themselves
                 if part is not needle and _says(part, needle):
-                    found.append(f"{' < '.join([_named(one), *path])}: {part[:80]!r}")
+                    yield f"{' < '.join([_named(one), *path])}: {part[:80]!r}"
             elif id(part) not in tracked:  # containers of plain values, which it doesn't list
                 waiting.append((part, (_named(one), *path[:3])))
-    return found
 
 
 def _of_objects(one: object) -> bool:
@@ -109,9 +108,9 @@ def live(memory: Memory, url: str) -> None:
 
 def test_the_search_finds_what_is_kept():
     for kept in ({"a": [(said(),)]}, [np.array([said().encode()], object)]):
-        assert traces()
+        assert next(traces(), None)
         kept.clear()
-    assert traces() == []
+    assert list(traces()) == []
 
 
 def models(kind: str):
@@ -149,7 +148,7 @@ def test_a_process_that_has_forgotten_a_user_holds_none_of_their_words(
     memory.add("Ben likes tea", user_id="ben", infer=False)
     with serving(memory) as url:
         live(memory, url)
-        assert traces()
+        assert next(traces(), None)
         httpx.post(f"{url}/v1/forget", json={"user_id": "ann"}, timeout=60).raise_for_status()
-        assert traces() == []
+        assert list(traces()) == []
         assert memory.search("tea", user_id="ben")

@@ -145,6 +145,14 @@ def texts(llm):
     return [reply.text.strip() for reply in llm.complete(ASKED, max_tokens=TOKENS)]
 
 
+def streamed(llm):
+    told = [[] for _ in ASKED]
+    for prompt, pieces in zip(ASKED, told, strict=True):
+        assert llm.stream(prompt, pieces.append, max_tokens=TOKENS).text == "".join(pieces)
+    assert any(len(pieces) > 1 for pieces in told)
+    return ["".join(pieces).strip() for pieces in told]
+
+
 def test_a_served_adapter_says_what_it_says_here(models, served):
     url, names = served
     here = {name: texts(LocalLLM(folder)) for name, folder in models.items()}
@@ -152,6 +160,7 @@ def test_a_served_adapter_says_what_it_says_here(models, served):
     for name, folder in names.items():
         with closing(open_llm(f"{url}#{folder}")) as llm:
             there[name] = texts(llm)
+            assert streamed(llm) == there[name]
     assert there == here
     assert len({tuple(said) for said in here.values()}) == 3
 
