@@ -212,7 +212,8 @@ USED = event({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 
 def test_a_reply_can_be_read_while_it_is_written(server, llm):
     heard, pieces = threading.Event(), []
     first, *rest = chunks("I am ", "Ann")[1:]
-    rest.insert(-1, USED)
+    odd = {"choices": [{"delta": None}, {"index": 1}], "error": None, "usage": None}
+    rest[-1:] = [USED, event(odd), rest[-1]]
     server.respond = lambda body: (200, [b": hello\n\n", first, heard, *rest])
 
     def tell(text):
@@ -254,7 +255,7 @@ def test_a_server_that_counts_no_stream_or_is_busy_is_asked_again(server, llm, w
         ([event({"error": {"message": f"no memory for {KEY}"}})], r"no memory for \[key\]"),
         ([b"data: {half\n\n"], "not a streamed chat completion: 'data: {half'"),
         ([b"data: [1]\n\n"], "not a streamed"),
-        ([event({"choices": [{"delta": None}]})], "not a streamed"),
+        ([event({"choices": [{"delta": 7}]})], "not a streamed"),
         ([event({"choices": 7})], "not a streamed"),
         ([b"data: " + b"[" * 100_000 + b"\n\n"], "not a streamed"),
     ],

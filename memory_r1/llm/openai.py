@@ -232,19 +232,19 @@ class OpenAILLM:
                 if not line.startswith("data:") or line.endswith("[DONE]"):
                     continue
                 event = json.loads(line.removeprefix("data:"))
-                if "error" in event:
-                    raise self._unavailable(" ".join(str(event["error"])[:300].split()))
+                if error := event.get("error"):
+                    raise self._unavailable(" ".join(str(error)[:300].split()))
                 usage = event.get("usage") or usage
                 for choice in event.get("choices", ())[:1]:
                     finish = choice.get("finish_reason") or finish
-                    if text := choice["delta"].get("content"):
+                    if text := (choice.get("delta") or {}).get("content"):
                         parts.append(text)
                         tell(text)
             read, written = _tokens(usage)
-        except httpx.HTTPError as error:
-            raise self._unavailable(f"the reply broke off ({type(error).__name__})") from error
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise self._unavailable(f"not a streamed chat completion: {line[:200]!r}") from error
+        except httpx.HTTPError as cut:
+            raise self._unavailable(f"the reply broke off ({type(cut).__name__})") from cut
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as fault:
+            raise self._unavailable(f"not a streamed chat completion: {line[:200]!r}") from fault
         finally:
             response.close()
         if finish is None:
