@@ -24,6 +24,7 @@ import subprocess
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from multiprocessing import get_context
@@ -153,14 +154,16 @@ def exports(place: Place) -> Figures:
     figures: Figures = {}
     with closing(open_store(place.location)) as store:
         lines: list[str] = []
-        count = 0
+        ends: Counter[str] = Counter()
         with measured(figures, "export"):
             for user in place.some(OWNERS, seed=5):
                 out = io.StringIO()
-                count += transfer.export(store, out, user_id=user)["entry"]
-                first, owner, *rest = out.getvalue().splitlines()
+                ends.update(transfer.export(store, out, user_id=user))
+                first, owner, *rest, _ = out.getvalue().splitlines()
                 lines += [*([] if lines else [first]), owner.replace(user, f"copy of {user}")]
                 lines += rest
+            lines.append(json.dumps({"end": ends}))
+        count = ends["entry"]
         with measured(figures, "restore"):
             transfer.restore(store, lines, EMBEDDER)
         figures["export"] |= {"entries": count, "bytes": sum(map(len, lines))}

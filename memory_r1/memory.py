@@ -504,7 +504,7 @@ class Memory:
         """
         bank = self.bank(user_id, agent_id, run_id)
         if (since is None) == (not target):
-            raise ConfigError("what to undo? Give the id of an operation or an entry, or since=")
+            raise ConfigError("what to undo? Give the id of an operation or entry, or since when")
         if since is not None:
             return bank.undo_since(extract.moment_of(since))
         rows = [row for row in bank.journal(target) if row.state == "done" and row.op != "NOOP"]

@@ -1,13 +1,15 @@
 """store -> JSON lines -> store, without loss: backup, moving, and reading by other programs.
 
-One line per thing, owners in order, each thing in the order it was written. Vectors are left out:
-the text is what counts, and the embedder that restores it may be another.
+One line per thing, owners in order, each thing in the order it was written. The last line counts
+them, so that a file that was cut off is told from a whole one. Vectors are left out: the text is
+what counts, and the embedder that restores it may be another.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import shlex
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, TextIO
 
@@ -36,6 +38,7 @@ def export(store: Store, out: TextIO, user_id: str | None = None) -> dict[str, i
         for kind, fields in _things(store, owner):
             counts[kind] += 1
             _write(out, {kind: fields})
+    _write(out, {"end": counts})
     return counts
 
 
@@ -72,8 +75,9 @@ def _as_put(store: Store, owner: Owner, last: Entry) -> Iterator[Entry]:
 def restore(store: Store, lines: Iterable[str], embedder: Embedder) -> dict[str, int]:
     """Put what `export` wrote into a store, all or nothing; returns how much of what.
 
-    Raises DataError with the number of a line that can't be read, and StoreError when an owner
-    has something in the store already, or its vectors are another embedder's.
+    Raises DataError with the number of a line that can't be read, or when lines are missing, and
+    StoreError when an owner has something in the store already, or its vectors are another
+    embedder's.
     """
     check_embedder(store, embedder)
     counts = dict.fromkeys(("owners", *_KINDS), 0)
@@ -86,16 +90,25 @@ def restore(store: Store, lines: Iterable[str], embedder: Embedder) -> dict[str,
         entries.clear()
 
     owner: Owner | None = None
+    taken: Owner | None = None
     with store.transaction():
         for number, kind, fields in _read(lines):
+            if kind == "end":
+                _check_end(number, fields, counts)
+                continue
             try:
                 if kind == "owner":
                     put()
-                    owner = _new_owner(store, fields)
+                    owner = Owner(*fields)
+                    if owner in store.owners(owner.user_id):
+                        taken = taken or owner
                     counts["owners"] += 1
                     continue
                 if owner is None:
                     raise DataError(f"line {number}: a {kind} before any owner")
+                counts[kind] += 1
+                if taken:  # read on: nobody should `forget` for the sake of a file that is cut off
+                    continue
                 match kind:
                     case "message":
                         store.add_message(codec.message_from_json(fields, owner))
@@ -107,21 +120,28 @@ def restore(store: Store, lines: Iterable[str], embedder: Embedder) -> dict[str,
                         store.add_feedback(codec.feedback_from_json(fields, owner))
             except (LookupError, TypeError, ValueError, AttributeError) as error:
                 raise DataError(f"line {number}: not a whole {kind}: {error!r}") from error
-            counts[kind] += 1
             if len(entries) >= _BATCH:
                 put()
+        if taken:
+            raise _in_the_way(taken)
         put()
     return counts
 
 
 def _read(lines: Iterable[str]) -> Iterator[tuple[int, str, Any]]:
-    """(line number, kind, fields) of every line after the first, which must be ours."""
-    form = None
+    """(line number, kind, fields) of every line after the first, which must be ours.
+
+    The end comes last; DataError when it is missing.
+    """
+    form, ended, number = None, False, 0
     for number, line in enumerate(lines, 1):
         try:
             ((kind, fields),) = json.loads(line).items()
         except (ValueError, AttributeError, RecursionError) as error:
-            raise DataError(f"line {number}: not a line of an export: {line[:80]!r}") from error
+            raise DataError(
+                f"line {number}: not a line of an export: {line[:80]!r}; nothing was restored. If "
+                "this is its last line, the file was cut off: use another copy, or export again"
+            ) from error
         if form is None:
             if kind != "memory_r1" or fields != FORM:
                 raise DataError(
@@ -130,16 +150,36 @@ def _read(lines: Iterable[str]) -> Iterator[tuple[int, str, Any]]:
                 )
             form = fields
             continue
-        if kind not in ("owner", *_KINDS):
+        if ended:
+            raise DataError(
+                f"line {number}: a line after the end; expected one export, and nothing behind it"
+            )
+        if kind not in ("owner", *_KINDS, "end"):
             raise DataError(f"line {number}: unknown kind {kind!r}; expected {', '.join(_KINDS)}")
+        ended = kind == "end"
         yield number, kind, fields
-
-
-def _new_owner(store: Store, key: Sequence[str]) -> Owner:
-    owner = Owner(*key)
-    if owner in store.owners(owner.user_id):
-        raise StoreError(
-            f"{owner} has memories in this store already; restore into another store, or `forget` "
-            "them first"
+    if not number:
+        raise DataError("the file is empty; expected what `memory-r1 export` wrote")
+    if not ended:
+        raise DataError(
+            f"the file was cut off: it stops at line {number}, and the line that ends an export "
+            "is missing. Nothing was restored; use another copy, or export again"
         )
-    return owner
+
+
+def _check_end(number: int, told: Any, read: dict[str, int]) -> None:
+    """DataError when the end counts other things than were read."""
+    if told != read:
+        raise DataError(
+            f"line {number}: the end of the export counts {json.dumps(told)}, but the lines before "
+            f"it are {json.dumps(read)}: the file was cut, or changed. Nothing was restored; use "
+            "another copy, or export again"
+        )
+
+
+def _in_the_way(owner: Owner) -> StoreError:
+    return StoreError(
+        f"{owner} has memories or messages in this store already, so nothing was restored: an "
+        "export goes where its owners have nothing. Give another store, or first erase all of "
+        f"this user with:  memory-r1 forget {shlex.quote(owner.user_id)}"
+    )

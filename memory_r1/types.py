@@ -29,6 +29,10 @@ class Owner:
     agent_id: str = ""
     run_id: str = ""
 
+    def __str__(self) -> str:
+        names = {"user": self.user_id, "agent": self.agent_id, "run": self.run_id}
+        return ", ".join(f"{kind} {name!r}" for kind, name in names.items() if name)
+
 
 @dataclass(frozen=True)
 class Turn:

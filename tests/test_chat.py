@@ -1,10 +1,14 @@
 """memory-r1 chat: lines in, replies out, and what was said is remembered."""
 
+import fcntl
 import os
 import pty
 import select
 import subprocess
 import sys
+import termios
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,7 @@ from typer.testing import CliRunner
 from memory_r1 import Memory
 from memory_r1.llm.openai import OpenAILLM
 from memory_r1.serve.cli import app
+from memory_r1.types import Owner
 
 
 @pytest.fixture
@@ -54,11 +59,13 @@ def test_a_line_is_answered_from_the_lines_before(talk):
 
 
 def test_commands_show_and_take_back(talk):
-    said = talk("I have a cat", "/memories", "/undo", "/memories", "/undo", "/what", "/quit", "No")
+    said = talk("I have a cat", "/memories", "/undo", "/memories", "/undo", "/what?", "/quit", "No")
     reply, listed, undone = said.stdout.splitlines()
     assert "I have a cat" in listed and "UNDO" in undone
     assert "is empty" in said.stderr and "nothing to take back" in said.stderr
-    assert "/memories   the newest" in said.stderr and remembered() == []
+    assert (
+        "there is no command /what?\n/memories   the newest" in said.stderr and remembered() == []
+    )
 
 
 def test_a_model_is_shown_the_memories_and_what_was_said_before(talk, server):
@@ -126,6 +133,70 @@ def test_without_a_reply_nothing_that_was_said_is_lost(talk, monkeypatch):
     with Memory("memory.db") as memory:
         assert memory.retry("me").complete
     assert len(remembered()) == 2
+
+
+def test_a_reply_of_thoughts_alone_is_said_to_be_none(talk, server):
+    server.respond = lambda body: (
+        (200, chunks("<think>Hm")) if body.get("stream") else (200, completion('{"facts": []}'))
+    )
+    said = talk("Hi", options=["--llm", f"{server.url}#m"])
+    assert said.stdout == "" and "the model said nothing" in said.stderr
+
+
+def test_ctrl_c_stops_a_reply_and_then_what_is_being_remembered(tmp_path, server):
+    asked, held = threading.Event(), threading.Event()
+
+    def respond(body):
+        if body.get("stream"):
+            return 200, [chunk({"content": "Well, "}), held]
+        asked.set()
+        held.wait(60)
+        return 200, completion('{"facts": []}')
+
+    server.respond = respond
+    with in_a_terminal("--store", tmp_path / "m.db", "--llm", f"{server.url}#m") as (chat, ours):
+        read_until(ours, b"> ")
+        os.write(ours, b"I have a cat\n")
+        read_until(ours, b"Well,")
+        os.write(ours, b"\x03")
+        assert b"stopped" in read_until(ours, b"> ")
+        assert asked.wait(60)
+        os.write(ours, b"\x04")
+        read_until(ours, b"Ctrl-C leaves that to the next start")
+        os.write(ours, b"\x03")
+        assert b"remembered at the next start" in read_until(ours, b"start.")
+        assert chat.wait(60) == 130
+    held.set()
+    with Memory(tmp_path / "m.db") as memory:
+        (message,) = memory.store.messages(Owner("me"))
+        assert message.turn.text == "I have a cat" and message.state != "done"
+
+
+def read_until(terminal, end):
+    seen = b""
+    while end not in seen:
+        assert select.select([terminal], [], [], 60)[0], seen
+        seen += os.read(terminal, 4096)
+    return seen
+
+
+@contextmanager
+def in_a_terminal(*options):
+    ours, theirs = pty.openpty()
+    program = Path(sys.executable).parent / "memory-r1"
+    chat = subprocess.Popen(
+        [program, "chat", *options],
+        **{"stdin": theirs, "stdout": theirs, "stderr": theirs, "start_new_session": True},
+        env={**os.environ, "TERM": "dumb"},
+        preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    try:
+        yield chat, ours
+    finally:
+        chat.kill()
+        chat.wait()
+        os.close(ours)
 
 
 def test_it_talks_in_a_terminal_until_ctrl_d(tmp_path):

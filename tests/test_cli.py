@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 from memory_r1.llm.openai import OpenAILLM
 from memory_r1.memory import Memory
 from memory_r1.serve.cli import app
+from memory_r1.types import Owner
 
 
 @pytest.fixture
@@ -104,6 +106,42 @@ def test_an_interrupt_ends_with_a_sentence_and_130(run, monkeypatch):
 
     monkeypatch.setattr(Memory, "add", interrupted)
     assert "interrupted" in run("add", "x", code=130).stderr
+
+
+def test_what_was_said_to_a_slow_model_is_kept_by_an_interrupt(run, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(OpenAILLM, "complete", interrupted)
+    stopped = run("add", "I have a dog", "--llm", "openai:m", code=130)
+    assert "kept; `memory-r1 retry`" in stopped.stderr
+    assert "dog" in run("retry").stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("command", [["list"], ["list", "--json"], ["ask", "dog"], ["export", "-"]])
+def test_an_output_that_is_full_is_a_sentence(run, command):
+    run("add", "I have a dog")
+    with open("/dev/full", "w") as full:
+        program = [sys.executable, "-m", "memory_r1.serve.cli", *command]
+        done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "memory-r1: [Errno 28] No space left" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["my model", "foo/bar/baz", "ftp://x/v1#m", "a" * 200])
+def test_what_can_be_no_model_is_refused_before_anything_is_kept(run, name):
+    for command in (["add", "tea"], ["ask", "tea"], ["doctor"]):
+        told = run(*command, "--llm", name, code=1)
+        assert "can't be a Hugging Face id. Expected rules" in told.output
+    assert "empty" in run("list").stderr
+
+
+def test_owners_are_named_in_words(run):
+    run("add", "I have a dog")
+    for command in (["undo", "999"], ["delete", "abc"], ["history", "abc"]):
+        assert "of user 'me'" in run(*command, "--user", "me", code=1).stderr
+    assert str(Owner("ann", run_id="7")) == "user 'ann', run '7'"
 
 
 def test_the_program_runs_without_torch_and_quickly():

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sqlite3
 import subprocess
 from datetime import UTC, datetime
@@ -520,3 +521,89 @@ def test_a_file_that_cannot_be_read_is_refused_in_a_sentence(run, content, sourc
 def test_a_file_that_is_not_there_is_refused_in_a_sentence(run):
     done = run("import", "nowhere.json", "--from", "mem0")
     assert (done.exit_code, "nowhere.json" in done.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("source", ["mem0", "jsonl"])
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        (".", ". is a folder; expected a"),
+        ("nowhere.json", "there is no file nowhere.json; expected a"),
+        ("junk.db", "junk.db can't be read: it is not UTF-8 text; expected a"),
+        ("empty", "empty; expected"),
+    ],
+)
+def test_what_is_no_file_of_text_is_refused_in_words(run, source, file, told):
+    Path("junk.db").write_bytes(b"SQLite format 3\0" + bytes(range(128, 256)))
+    Path("empty").touch()
+    done = run("import", file, "--from", source)
+    assert done.exit_code == 1 and told in done.stderr
+    assert "Errno" not in done.stderr and "codec" not in done.stderr
+
+
+def test_a_cut_export_is_refused_by_name_and_nothing_of_it_is_kept(run):
+    run("add", "I have a dog")
+    run("export", "e.jsonl")
+    first, *rest = Path("e.jsonl").read_text("utf-8").splitlines(keepends=True)
+    for part in ([first], [first, *rest[:-1]]):
+        Path("part.jsonl").write_text("".join(part), "utf-8")
+        done = run("import", "part.jsonl", "--from", "jsonl", "--store", "new.db")
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert "memory-r1: part.jsonl: the file was cut off" in done.stderr
+        assert run("list", "--store", "new.db").stdout == ""
+    assert run("import", "e.jsonl", "--from", "jsonl", "--store", "new.db").exit_code == 0
+    again = run("import", "e.jsonl", "--from", "jsonl", "--store", "new.db")
+    assert "user 'me' has memories or messages in this store already" in again.stderr
+    assert "memory-r1 forget me" in again.stderr and again.exit_code == 1
+    assert "refused and nothing changes" in " ".join(run("import", "--help").stdout.split())
+
+
+def test_an_export_goes_through_a_link_into_its_file(run):
+    run("add", "I have a dog")
+    Path("folder").mkdir()
+    Path("new.jsonl").symlink_to(Path("folder", "new.jsonl"))
+    assert run("export", "new.jsonl").exit_code == 0
+    assert run("export", "new.jsonl").exit_code == 1
+    assert run("export", "new.jsonl", "--force").exit_code == 0
+    assert Path("new.jsonl").is_symlink()
+    assert [path.name for path in Path("folder").iterdir()] == ["new.jsonl"]
+    done = run("import", "folder/new.jsonl", "--from", "jsonl", "--store", "copy.db")
+    assert done.exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["pipe", "to_pipe", "circle"])
+@pytest.mark.parametrize("force", [["--force"], []])
+def test_an_export_never_takes_the_place_of_what_is_no_file(run, name, force):
+    run("add", "I have a dog")
+    os.mkfifo("pipe")
+    Path("to_pipe").symlink_to("pipe")
+    Path("circle").symlink_to("circle")
+    done = run("export", name, *force)
+    assert done.exit_code == 1 and "or - for standard output" in done.stderr
+    assert Path("pipe").is_fifo()
+    assert Path("to_pipe").is_symlink() and Path("circle").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        (".", "memory-r1: . is a folder; expected a file"),
+        ("nodir/x", "memory-r1: nodir/x can't be written: there is no folder "),
+        ("nodir/../x/y", "memory-r1: nodir/../x/y can't be written: there is no folder "),
+    ],
+)
+def test_an_export_that_cannot_be_written_says_why_in_words(run, file, told):
+    run("add", "I have a dog")
+    done = run("export", file, "--force")
+    assert done.exit_code == 1 and told in done.stderr
+    assert "Errno" not in done.stderr and ".part" not in done.stderr
+
+
+@pytest.mark.parametrize("store", ["none.db", "sqlite:///none.db?synchronous=full"])
+def test_a_store_that_is_not_there_is_neither_made_nor_called_sound(run, store):
+    for words in (["export", "out.jsonl"], ["export", "-"], ["check"]):
+        done = run(*words, "--store", store)
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert "there is no store at none.db" in done.stderr
+    assert list(Path().iterdir()) == []
+    assert run("check", "--store", "ram:").stdout == "sound\n"

@@ -483,7 +483,7 @@ def test_an_export_restores_to_the_same_bytes(moved, tmp_path):
         assert counts["owners"] == 2 and counts["message"] == 3 and counts["feedback"] == 1
         assert exported(copy) == text and copy.check() == ()
         assert texts(copy.search("half", user_id="bo", agent_id="x"))
-        with pytest.raises(StoreError, match="already"):
+        with pytest.raises(StoreError, match="^user 'bo', agent 'x' has .* already.* forget bo$"):
             restore(copy.store, io.StringIO(text), copy.embedder)
         assert exported(copy) == text
     assert exported(moved, "bo").count("\n") < text.count("\n")
@@ -509,6 +509,31 @@ def test_a_broken_export_is_refused_by_line_and_leaves_nothing(opened, line, sai
     with pytest.raises(DataError, match="line 1: expected"):
         restore(memory.store, ['{"owner": ["a"]}'], memory.embedder)
     assert memory.store.owners() == []
+
+
+def test_an_export_that_was_cut_off_anywhere_or_lacks_lines_is_refused_whole(moved):
+    moved.feedback(Answer("2", "How many?"), True, user_id="mia")
+    lines = exported(moved).splitlines(keepends=True)
+    counts = json.loads(lines[-1])["end"]
+    assert counts == {"owners": 1, "message": 2, "entry": 2, "journal": 2, "feedback": 1}
+    with Memory("ram:") as copy:
+
+        def refused(lines, said):
+            with pytest.raises(DataError, match=said):
+                restore(copy.store, lines, copy.embedder)
+            assert copy.store.owners() == []
+
+        refused([], "the file is empty")
+        for kept in range(1, len(lines)):
+            refused(lines[:kept], f"cut off: it stops at line {kept}, .* Nothing was restored")
+            refused([*lines[:kept], lines[kept][:9]], f"line {kept + 1}: .*file was cut off")
+            if kept > 1:
+                refused(lines[:kept] + lines[kept + 1 :], "is missing|counts|before any owner")
+        refused([*lines, lines[1]], "a line after the end")
+        refused([*lines[:-1], '{"end":null}'], "counts null")
+        assert restore(copy.store, lines, copy.embedder) == counts
+        with pytest.raises(DataError, match="cut off"):  # before anybody is told to `forget`
+            restore(copy.store, lines[:-1], copy.embedder)
 
 
 # asyncio

@@ -150,8 +150,10 @@ def test_a_decision_that_cannot_be_read_is_named():
 def test_the_command_line_exports_what_training_reads(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runner = CliRunner()
+    Memory("memory.db").close()
     nothing = runner.invoke(app, ["export", "mine.jsonl", "--as-training"])
     assert nothing.exit_code == 1 and "nothing to learn from" in nothing.stderr
+    assert not list(tmp_path.glob("mine.jsonl*"))
     with Memory("memory.db") as memory:
         memory.add("I have a dog", user_id="mia", speaker="Mia")
         memory.feedback(memory.ask("Who?", user_id="mia"), True, user_id="mia")

@@ -617,8 +617,10 @@ def test_odd_names_open_nothing_and_break_nothing(client, upstream, user):
 
 def test_a_body_that_is_too_long_is_refused(memory, upstream):
     with serving(memory, upstream=upstream.url, max_body=1000) as url:
-        reply = httpx.post(f"{url}/v1/chat/completions", content=b"x" * 2000)
-    assert reply.status_code == 413
+        for body in (b"x" * 2000, iter([b"x" * 2000])):
+            reply = httpx.post(f"{url}/v1/chat/completions", content=body)
+            assert reply.status_code == 413
+            assert "may have 1000 bytes" in reply.json()["error"]["message"]
 
 
 JSON = st.recursive(

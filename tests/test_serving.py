@@ -23,8 +23,10 @@ from pathlib import Path
 import httpx
 import pytest
 import uvicorn
+from typer.testing import CliRunner
 
 from memory_r1 import Memory
+from memory_r1.serve.cli import app
 from memory_r1.serve.server.app import build
 from memory_r1.serve.server.run import configured
 from memory_r1.serve.server.settings import Serving
@@ -180,6 +182,17 @@ def test_it_says_where_it_is_and_stops_when_told(tmp_path):
         assert httpx.get(f"{server.url}/readyz").status_code == 200
         server.stop()
         assert server.said.endswith("open to all on this machine\n")  # and no traceback
+
+
+def test_ctrl_c_is_a_good_end_of_a_server(tmp_path):
+    with started(tmp_path / "m.db") as server:
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(60) == 0
+
+
+def test_a_port_there_cannot_be_is_refused(tmp_path):
+    told = CliRunner().invoke(app, ["serve", "--port", "99999", "--store", str(tmp_path / "m.db")])
+    assert told.exit_code == 2 and "65535" in told.output
 
 
 @pytest.mark.slow

@@ -30,10 +30,13 @@ _KNOWN_TO_MEM0: Final = frozenset(
 
 def read_json(path: Path) -> Any:
     """What a JSON file holds, or a file with one JSON document per line; DataError."""
+    expected = "a JSON file"
     try:
         text = path.read_text("utf-8")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} can't be read: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise unreadable(path, error, expected) from error
+    if not text.strip():
+        raise DataError(f"{path} is empty; expected {expected}")
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -42,6 +45,18 @@ def read_json(path: Path) -> Any:
         return [json.loads(line) for line in text.splitlines() if line.strip()]
     except (ValueError, RecursionError):
         raise DataError(f"{path} is not JSON: {whole}") from whole
+
+
+def unreadable(path: Path, error: OSError | UnicodeDecodeError, expected: str) -> DataError:
+    """Why a file can't be read, in a sentence that names it and says what was expected."""
+    match error:
+        case FileNotFoundError():
+            return DataError(f"there is no file {path}; expected {expected}")
+        case IsADirectoryError():
+            return DataError(f"{path} is a folder; expected {expected}")
+        case UnicodeDecodeError():
+            return DataError(f"{path} can't be read: it is not UTF-8 text; expected {expected}")
+    return DataError(f"{path} can't be read: {str(error.strerror).lower()}; expected {expected}")
 
 
 def _numbered(found: object, what: str) -> Iterator[tuple[int, Mapping[str, Any]]]:

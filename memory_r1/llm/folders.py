@@ -98,6 +98,18 @@ def _read_json(file: Path) -> dict[str, Any]:
     return data
 
 
+def check_name(name: str) -> None:
+    """Refuse what is neither a path nor can be an id of the hub."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        if not is_path(name):
+            validate_repo_id(name)
+    except HFValidationError as error:
+        raise _no_model(name, "it is no folder here, and can't be a Hugging Face id") from error
+
+
 def find_on_hub(name: str) -> None:
     """Refuse at once an id that is neither in the local cache nor to be had from the hub.
 
@@ -120,8 +132,11 @@ def find_on_hub(name: str) -> None:
             if constants.HF_TOKEN_PATH and os.path.isfile(constants.HF_TOKEN_PATH):
                 return
             reason = f"{constants.ENDPOINT} answered {found.status_code} for it"
-    raise ModelUnavailable(
-        f"no model {name!r}: it is no folder here, it is not in the local cache, and {reason}. "
-        "Expected rules, tiny, tiny-base, a folder, openai:MODEL, a URL with #MODEL, or a "
-        "Hugging Face id"
+    raise _no_model(name, f"it is no folder here, it is not in the local cache, and {reason}")
+
+
+def _no_model(name: str, reason: str) -> ModelUnavailable:
+    return ModelUnavailable(
+        f"no model {name!r}: {reason}. Expected rules, tiny, tiny-base, a folder, openai:MODEL, a "
+        "URL with #MODEL, or a Hugging Face id"
     )

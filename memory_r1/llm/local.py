@@ -25,6 +25,7 @@ from memory_r1.llm.folders import (
     STYLE_FILE,
     TOKENIZER_FILES,
     base_of,
+    check_name,
     find_on_hub,
     is_path,
     style_of,
@@ -93,6 +94,7 @@ class LocalLLM:
         self.path = str(Path(path_or_id).expanduser() if is_path(path_or_id) else path_or_id)
         self.name = name or (Path(self.path).name if is_path(self.path) else self.path)
         self._base = base_of(self.path)
+        check_name(self._base)
         self.style: Style = style or style_of(self.path) or style_of(self._base) or "instruct"
         self.cache_hits = 0
         """Replies at temperature 0 that were known already."""

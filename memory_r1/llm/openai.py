@@ -194,7 +194,7 @@ class OpenAILLM:
                 )
                 if not _is_stream(response):
                     response.read()
-            except httpx.InvalidURL as error:
+            except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
                 raise self._unavailable(f"the URL is not valid: {error}") from error
             except httpx.HTTPError as error:
                 problem = f"{type(error).__name__}: {error}"

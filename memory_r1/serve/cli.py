@@ -45,7 +45,10 @@ def _register_commands() -> None:
             importlib.import_module(f"memory_r1.serve.{module.name}").register(app)
 
 
-_register_commands()
+try:
+    _register_commands()
+except KeyboardInterrupt:  # so early that nobody has begun anything
+    raise SystemExit(130) from None
 
 
 def main() -> None:

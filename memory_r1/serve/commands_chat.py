@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -63,7 +64,7 @@ def chat(
     with open_memory(store, llm) as memory:
         talk = _Talk(memory, user, k)
         if sys.stdin.isatty():
-            explain(f"You are {user}. /help tells the commands, Ctrl-D ends.")
+            explain(f"You are {user}. /help tells the commands, Ctrl-C stops a reply, Ctrl-D ends.")
         try:
             for line in _lines():
                 if line == "/quit":
@@ -105,11 +106,13 @@ class _Screen:
         typer.echo(reply.removeprefix(self._shown), nl=False)
         self._shown = reply
 
-    def end(self) -> None:
-        """End the line, if there is one."""
-        if self._shown:
+    def end(self) -> bool:
+        """End the line; whether there is one."""
+        begun = bool(self._shown)
+        if begun:
             typer.echo()
         self._shown = ""
+        return begun
 
 
 class _Talk:
@@ -130,6 +133,10 @@ class _Talk:
             self._reply(line)
         except MemoryR1Error as error:
             explain(f"no reply: {error}")
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+            explain("  stopped")
         finally:  # whatever became of the reply, this was said
             kept = self._memory.add(line, user_id=self._user, speaker=self._user, wait=False)
             self._waiting += kept.message_ids
@@ -139,8 +146,17 @@ class _Talk:
 
     def finish(self) -> None:
         """Wait for what is being remembered, and show it."""
-        self._wait()
-        self._show_remembered()
+        if sys.stdin.isatty() and self._memory.store.waiting():
+            explain("Remembering what was said; Ctrl-C leaves that to the next start.")
+        try:
+            self._wait()
+            self._show_remembered()
+        except KeyboardInterrupt:
+            # A model's reply in another thread can't be interrupted, and Python would wait for it;
+            # what was said is in the store.
+            explain("What was said is kept, and remembered at the next start.")
+            sys.stdout.flush()
+            os._exit(130)
 
     def _wait(self) -> None:
         try:
@@ -178,7 +194,9 @@ class _Talk:
                 (completion,) = model.complete([prompt], max_tokens=_MAX_TOKENS)
                 screen.take(completion.text)
         finally:
-            screen.end()
+            said = screen.end()
+        if not said:
+            explain("the model said nothing")
         self._said += (("user", line), ("assistant", without_thinking(completion.text).strip()))
 
     def _command(self, line: str) -> None:
@@ -191,8 +209,10 @@ class _Talk:
                     explain(f"the memory of {self._user!r} is empty")
             case "/undo":
                 self._undo()
-            case _:
+            case "/help":
                 explain(_HELP)
+            case _:
+                explain(f"there is no command {line.split()[0]}\n{_HELP}")
 
     def _undo(self) -> None:
         self._wait()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
 from memory_r1.errors import ConfigError, DataError, StoreError
+from memory_r1.serve.commands_store import must_exist
 from memory_r1.serve.console import (
     DEFAULT_LLM,
     DEFAULT_STORE,
@@ -59,9 +62,11 @@ def import_file(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Bring memories in from FILE; a second time nothing is brought twice.
+    """Bring memories in from FILE, as they are; what came before is not brought twice.
 
-    Memories come as they are. Messages in an agent file are read by --llm, as `add` reads them.
+    Messages in an agent file are read by --llm, as `add` reads them. Our own export comes whole or
+    not at all: when one of those it belongs to has anything in the store already, a second time
+    too, it is refused and nothing changes.
     """
     if source not in SOURCES:
         raise ConfigError(f"--from is {source!r}; expected {', '.join(SOURCES)}")
@@ -129,18 +134,26 @@ class _Seen(Exception):
 
 def _restore(file: Path, store: str, dry_run: bool) -> dict[str, int]:
     from memory_r1 import transfer
+    from memory_r1.compat.readers import unreadable
 
+    expected = "a file that `memory-r1 export` wrote"
     counts: dict[str, int] = {}
-    with open_memory(store) as memory:
+    try:
+        lines = file.open(encoding="utf-8")
+    except OSError as error:  # before a store is made
+        raise unreadable(file, error, expected) from error
+    with lines, open_memory(store) as memory:
         try:
-            with file.open(encoding="utf-8") as lines, memory.store.transaction():
+            with memory.store.transaction():
                 counts = transfer.restore(memory.store, lines, memory.embedder)
                 if dry_run:
                     raise _Seen
         except _Seen:
             pass
+        except DataError as error:
+            raise DataError(f"{file}: {error}") from error
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{file} can't be read: {error}") from error
+            raise unreadable(file, error, expected) from error
     return counts
 
 
@@ -163,24 +176,49 @@ def export(
     `memory-r1 import FILE --from jsonl` reads it back: a backup, and a way to another store.
     With --as-training the file is one of dialogues, which `train` reads as data.path.
     """
+    target = None if str(file) == "-" else _target(file, force)
+    must_exist(store)
     with open_memory(store) as memory:
-        if str(file) == "-":
+        if target is None:
             _write(memory, sys.stdout, user, as_training)
             return
-        if file.exists() and not force:
-            raise ConfigError(f"{file} exists already; give another, or --force to write over it")
-        part = file.with_name(file.name + ".part")
+        part = target.with_name(target.name + ".part")
         try:
             with part.open("w", encoding="utf-8", newline="\n") as out:
                 counts = _write(memory, out, user, as_training)
-            part.replace(file)  # a file is an export only when it is a whole one
+            part.replace(target)  # a file is an export only when it is a whole one
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise StoreError(
+                f"{file} can't be written: there is no folder {target.parent}; make it, or give "
+                "another FILE"
+            ) from error
         except OSError as error:
-            part.unlink(missing_ok=True)
-            raise StoreError(f"{file} can't be written: {error}") from error
+            why = str(error.strerror).lower()
+            raise StoreError(f"{file} can't be written: {why}; give another FILE") from error
+        finally:
+            with suppress(OSError):
+                part.unlink()
     if as_json:
         answer_json({"file": file, **counts})
     else:
         answer(_listed(counts, f"{file}:"))
+
+
+def _target(file: Path, force: bool) -> Path:
+    """What is to be written: FILE, or the file that it links to; ConfigError for anything else."""
+    if os.path.isdir(file):
+        raise ConfigError(f"{file} is a folder; expected a file, such as {file / 'all.jsonl'}")
+    target = Path(os.path.realpath(file))
+    # The whole file is renamed to its name, which would put it in the place of a device or a link.
+    # A link that leads nowhere is the new file's name; one that leads in circles stays a link.
+    if os.path.islink(target) or os.path.exists(file) and not os.path.isfile(target):
+        raise ConfigError(
+            f"{file} is a device, a pipe or a link to one; expected a file, or - for standard "
+            "output"
+        )
+    if os.path.exists(file) and not force:
+        raise ConfigError(f"{file} exists already; give another, or --force to write over it")
+    return target
 
 
 def _write(memory: Memory, out: TextIO, user: str, as_training: bool) -> dict[str, int]:

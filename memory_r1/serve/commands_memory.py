@@ -61,16 +61,21 @@ def add(
     """Remember TEXT: extract facts, and let the Memory Manager edit the memory."""
     said = sys.stdin.read() if text == "-" else text
     with open_memory(store, llm, policy=policy) as memory:
-        result = memory.add(
-            said,
-            user_id=user,
-            timestamp=at or None,
-            speaker=speaker or user,
-            metadata=json_option("--metadata", metadata),
-            expires=expires or None,
-            infer=not verbatim,
-            dry_run=dry_run,
-        )
+        try:
+            result = memory.add(
+                said,
+                user_id=user,
+                timestamp=at or None,
+                speaker=speaker or user,
+                metadata=json_option("--metadata", metadata),
+                expires=expires or None,
+                infer=not verbatim,
+                dry_run=dry_run,
+            )
+        except KeyboardInterrupt:
+            if memory.store.waiting():
+                explain("What was said is kept; `memory-r1 retry` processes it.")
+            raise
     _show_result(result, as_json)
 
 

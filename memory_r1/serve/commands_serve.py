@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -39,7 +40,7 @@ def serve(
     store: Store = DEFAULT_STORE,
     llm: Llm = DEFAULT_LLM,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, help="0: any that is free.")] = 8700,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8700,
     name: Annotated[
         list[str] | None,
         typer.Option(help="Another name it is reached by, through a proxy on this machine."),
@@ -103,7 +104,8 @@ def serve(
         from memory_r1.serve.server.run import run
     except ImportError as error:
         raise MissingExtra("the server", error.name or "fastapi", "serve") from error
-    run(open_memory(store, llm, policy=policy), settings, say=explain)
+    with suppress(KeyboardInterrupt):  # which is how a server in a terminal is stopped
+        run(open_memory(store, llm, policy=policy), settings, say=explain)
 
 
 def _keys(store: Kept) -> Keys:

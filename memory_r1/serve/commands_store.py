@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
+from memory_r1.errors import StoreError
 from memory_r1.serve.console import (
     DEFAULT_STORE,
     DEFAULT_USER,
@@ -25,6 +27,20 @@ def register(app: typer.Typer) -> None:
     """Add these commands."""
     for command in (stats, audit, check, reindex):
         app.command()(command)
+
+
+def must_exist(store: str) -> None:
+    """Refuse a SQLite file that isn't there, which opening would make; StoreError."""
+    path = store
+    if store.startswith("sqlite:///"):
+        path = store.removeprefix("sqlite:///").partition("?")[0]
+    # ram: and a database's URL have no file; what is no store at all is told by opening it.
+    if path in ("", "ram:", ":memory:") or "://" in path or os.path.exists(path):
+        return
+    raise StoreError(
+        f"there is no store at {path}; give one that is there with --store, or fill a new one "
+        "with:  memory-r1 add"
+    )
 
 
 def stats(
@@ -78,6 +94,7 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Verify all invariants of a store; exit code 1 when one doesn't hold."""
+    must_exist(store)
     with open_memory(store) as memory:
         problems = memory.check()
     if as_json:

@@ -78,6 +78,11 @@ class Group(TyperGroup):
         except MemoryR1Error as error:
             explain(f"memory-r1: {error}")
             raise typer.Exit(1) from error
+        except BrokenPipeError:  # whoever reads has seen enough, as `head` does
+            raise
+        except OSError as error:  # a full disk, an output that is closed
+            explain(f"memory-r1: {error}")
+            raise typer.Exit(1) from error
         except KeyboardInterrupt as stop:
             explain("memory-r1: interrupted; what was finished before is kept")
             raise typer.Exit(130) from stop

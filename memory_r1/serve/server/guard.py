@@ -42,15 +42,20 @@ class Guard:
         self._patience = BODY_SECONDS + settings.max_body / BODY_BYTES
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 403 or 413, or pass the request on."""
+        """Answer 403, or pass the request on, of whose body no more is read than may be."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
 
+        headers = Headers(scope=scope)
+        told = headers.get("content-length", "")
+        declared = int(told[:18]) if told.isdecimal() else 0
         late, whole, size = time.monotonic() + self._patience, False, 0
 
         async def in_bounds() -> Message:
             nonlocal whole, size
+            if declared > self._most:
+                raise HTTPException(413, self._too_long(f"{declared}"))
             if whole:  # what comes now is that the client has gone: may that take long
                 return await receive()
             with anyio.move_on_after(max(0.0, late - time.monotonic())):
@@ -69,14 +74,8 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
-        headers = Headers(scope=scope)
-        told = headers.get("content-length", "")
-        app: ASGIApp = self._app
-        if refusal := self._refusal(scope, headers):
-            app = problem(403, refusal)
-        elif told.isdecimal() and int(told) > self._most:
-            app = problem(413, self._too_long(told))
-        await app(scope, in_bounds, as_it_says)
+        refusal = self._refusal(scope, headers)
+        await (problem(403, refusal) if refusal else self._app)(scope, in_bounds, as_it_says)
 
     def _too_long(self, size: str) -> str:
         return f"a body may have {self._most} bytes here, and this has {size}; see --max-body"
