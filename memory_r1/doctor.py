@@ -18,7 +18,7 @@ from memory_r1.errors import MemoryR1Error, ModelUnavailable, StoreError
 from memory_r1.llm import LLM, Agents, Role
 from memory_r1.llm.open import open_agents
 from memory_r1.llm.openai import OpenAILLM
-from memory_r1.store import Store, open_store
+from memory_r1.store import Store, file_of, open_store
 from memory_r1.types import Completion, MessageState, Prompt
 
 Status = Literal["ok", "warning", "failed"]
@@ -51,7 +51,7 @@ def examine(store: str, llm: str | None = None, embedder: str | None = None) -> 
 
 def _store(location: str, embedder: Embedder | None) -> Iterator[Check]:
     name = _without_password(location)
-    file = _file_of(location)
+    file = file_of(location)
     if file is not None:
         yield _disk(file)
     if file is not None and not file.exists():
@@ -249,14 +249,6 @@ def _follows(said: Completion) -> bool:
     except (ValueError, RecursionError):
         return False
     return isinstance(value, dict) and isinstance(value.get("ready"), bool)
-
-
-def _file_of(location: str) -> Path | None:
-    """The file of a store that is one."""
-    text = location.removeprefix("sqlite:///")
-    if text == location and ("://" in text or text == "ram:"):
-        return None
-    return Path(text.partition("?")[0] if text != location else text).expanduser()
 
 
 def _without_password(text: str) -> str:

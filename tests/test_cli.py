@@ -137,6 +137,13 @@ def test_what_can_be_no_model_is_refused_before_anything_is_kept(run, name):
     assert "empty" in run("list").stderr
 
 
+def test_a_store_at_home_is_there(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run("add", "I have a dog", "--store", "~/mine.db")
+    assert "sound" in run("check", "--store", "~/mine.db").stdout
+    assert "no store at" in run("check", "--store", "sqlite:///~/no.db", code=1).stderr
+
+
 def test_owners_are_named_in_words(run):
     run("add", "I have a dog")
     for command in (["undo", "999"], ["delete", "abc"], ["history", "abc"]):

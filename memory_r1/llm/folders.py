@@ -99,13 +99,14 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def check_name(name: str) -> None:
-    """Refuse what is neither a path nor can be an id of the hub."""
+    """Refuse what is neither a path nor can be an id of the hub; ModelUnavailable."""
+    if is_path(name):
+        return
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
     try:
-        if not is_path(name):
-            validate_repo_id(name)
+        validate_repo_id(name)
     except HFValidationError as error:
         raise _no_model(name, "it is no folder here, and can't be a Hugging Face id") from error
 

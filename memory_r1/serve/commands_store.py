@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
@@ -31,16 +30,14 @@ def register(app: typer.Typer) -> None:
 
 def must_exist(store: str) -> None:
     """Refuse a SQLite file that isn't there, which opening would make; StoreError."""
-    path = store
-    if store.startswith("sqlite:///"):
-        path = store.removeprefix("sqlite:///").partition("?")[0]
-    # ram: and a database's URL have no file; what is no store at all is told by opening it.
-    if path in ("", "ram:", ":memory:") or "://" in path or os.path.exists(path):
-        return
-    raise StoreError(
-        f"there is no store at {path}; give one that is there with --store, or fill a new one "
-        "with:  memory-r1 add"
-    )
+    from memory_r1.store import file_of
+
+    file = file_of(store)
+    if file is not None and not file.exists():
+        raise StoreError(
+            f"there is no store at {file}; give one that is there with --store, or fill a new one "
+            "with:  memory-r1 add"
+        )
 
 
 def stats(

@@ -26,7 +26,7 @@ from memory_r1.types import (
     RowState,
 )
 
-__all__ = ["Counts", "Index", "Store", "Vector", "new_id", "open_store"]
+__all__ = ["Counts", "Index", "Store", "Vector", "file_of", "new_id", "open_store"]
 
 Vector = NDArray[np.float32]
 """(d,) one embedding."""
@@ -200,6 +200,14 @@ class Store(Protocol):
     def close(self) -> None:
         """Let go of files and connections; a closed store can't be used."""
         ...
+
+
+def file_of(location: str) -> Path | None:
+    """The file that `open_store` opens or makes; None for a location that has none."""
+    text = location.removeprefix("sqlite:///")
+    if text == location and ("://" in text or text in ("", "ram:", ":memory:")):
+        return None
+    return Path(text.partition("?")[0] if text != location else text).expanduser()
 
 
 def open_store(location: str | os.PathLike[str]) -> Store:
